@@ -1,0 +1,6 @@
+//! Quicraft: a durable, replicated, ordered key-value store in one binary.
+
+pub mod proto;
+pub mod raft;
+#[cfg(feature = "server")]
+pub mod server;

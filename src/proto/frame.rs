@@ -1,0 +1,217 @@
+//! The frame: the unit in which everything travels on a QUIC stream.
+//!
+//! | offset | size | meaning |
+//! |---|---|---|
+//! | 0 | 4 | `len`: bytes that follow this field (header rest + body), little-endian |
+//! | 4 | 1 | `kind`: [`FrameKind`] |
+//! | 5 | 1 | `flags`: 0 in version 1, anything else is refused |
+//! | 6 | 8 | `request_id`: chosen by the asker, echoed in the answer, 0 where nothing is answered |
+//! | 14 | len - 10 | body |
+//!
+//! There is no checksum: the stream is authenticated by TLS.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::Malformed;
+
+/// Bytes before the body.
+pub const HEADER_BYTES: usize = 14;
+const AFTER_LEN_BYTES: usize = HEADER_BYTES - 4;
+
+/// What a frame's body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// [`super::client::Hello`], the first frame of a client connection's first stream.
+    Hello = 1,
+    /// [`super::command::Command`]: to be replicated.
+    Write = 2,
+    /// [`super::client::Get`].
+    Get = 3,
+    /// [`super::client::Scan`], alone on its stream; answered by many [`FrameKind::Reply`] frames.
+    Scan = 4,
+    /// Empty body: how is this node?
+    Status = 5,
+    /// [`super::client::Reply`].
+    Reply = 6,
+    /// A peer's first frame on each stream: who speaks.
+    PeerHello = 16,
+    /// A message of the consensus protocol between nodes.
+    Raft = 17,
+    /// A piece of a snapshot file between nodes.
+    SnapshotChunk = 18,
+}
+
+impl FrameKind {
+    fn from_u8(kind: u8) -> Option<FrameKind> {
+        Some(match kind {
+            1 => FrameKind::Hello,
+            2 => FrameKind::Write,
+            3 => FrameKind::Get,
+            4 => FrameKind::Scan,
+            5 => FrameKind::Status,
+            6 => FrameKind::Reply,
+            16 => FrameKind::PeerHello,
+            17 => FrameKind::Raft,
+            18 => FrameKind::SnapshotChunk,
+            _ => return None,
+        })
+    }
+}
+
+/// One whole frame; the body shares the buffer it was read into.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// What the body is.
+    pub kind: FrameKind,
+    /// Ties an answer to its question.
+    pub request_id: u64,
+    /// The payload.
+    pub body: Bytes,
+}
+
+/// Appends a frame whose body is written by `body` to `buffer`.
+///
+/// # Panics
+/// If the body is longer than a frame may be: callers check values against their limits first.
+pub fn encode_frame(
+    buffer: &mut Vec<u8>,
+    kind: FrameKind,
+    request_id: u64,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = buffer.len();
+    buffer.put_u32_le(0);
+    buffer.put_u8(kind as u8);
+    buffer.put_u8(0);
+    buffer.put_u64_le(request_id);
+    body(buffer);
+    set_len(&mut buffer[start..]);
+}
+
+/// The header of a frame whose body of `body_bytes` is sent separately, without a copy.
+///
+/// # Panics
+/// If the body is longer than a frame may be.
+pub fn encode_header(kind: FrameKind, request_id: u64, body_bytes: usize) -> [u8; HEADER_BYTES] {
+    let len = u32::try_from(AFTER_LEN_BYTES + body_bytes)
+        .expect("bodies are checked against FRAME_BYTES_MAX");
+    let mut header = [0; HEADER_BYTES];
+    let mut out = &mut header[..];
+    out.put_u32_le(len);
+    out.put_u8(kind as u8);
+    out.put_u8(0);
+    out.put_u64_le(request_id);
+    header
+}
+
+fn set_len(frame: &mut [u8]) {
+    let len = u32::try_from(frame.len() - 4).expect("bodies are checked against FRAME_BYTES_MAX");
+    frame[..4].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Turns a stream of chunks, cut anywhere, into frames.
+///
+/// Holds at most one unfinished frame plus one chunk; a length above the limit is refused before room is made for it.
+#[derive(Debug)]
+pub struct FrameDecoder {
+    frame_bytes_max: usize,
+    buffer: BytesMut,
+}
+
+impl FrameDecoder {
+    /// A decoder that refuses frames longer than `frame_bytes_max` (header included).
+    pub fn new(frame_bytes_max: usize) -> FrameDecoder {
+        FrameDecoder { frame_bytes_max, buffer: BytesMut::new() }
+    }
+
+    /// Takes in the next bytes of the stream, by copy: a received chunk would pin its whole receive buffer.
+    pub fn push(&mut self, chunk: &[u8]) {
+        self.buffer.extend_from_slice(chunk);
+    }
+
+    /// The next whole frame, or `None` until more bytes come.
+    ///
+    /// # Errors
+    /// [`Malformed`] for a length, kind or flag that no frame has; the stream is then of no further use.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, Malformed> {
+        let Some(len) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let len = u32::from_le_bytes(*len) as usize;
+        if len < AFTER_LEN_BYTES || len + 4 > self.frame_bytes_max {
+            return Err(Malformed("frame length"));
+        }
+        if self.buffer.len() < len + 4 {
+            // Grow as bytes arrive, doubling: a length alone must not cost memory.
+            return Ok(None);
+        }
+        let mut frame = self.buffer.split_to(len + 4).freeze();
+        frame.advance(4);
+        let kind = FrameKind::from_u8(frame.get_u8()).ok_or(Malformed("frame kind"))?;
+        if frame.get_u8() != 0 {
+            return Err(Malformed("frame flags"));
+        }
+        let request_id = frame.get_u64_le();
+        Ok(Some(Frame { kind, request_id, body: frame }))
+    }
+
+    /// Whether the stream may end here: no frame is half read.
+    pub fn is_at_frame_boundary(&self) -> bool {
+        self.buffer.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn frames_survive_every_way_of_cutting_the_stream() {
+        let mut stream = Vec::new();
+        encode_frame(&mut stream, FrameKind::Write, 7, |body| body.extend_from_slice(b"hello"));
+        stream.extend_from_slice(&encode_header(FrameKind::Get, u64::MAX, 3));
+        stream.extend_from_slice(b"key");
+        encode_frame(&mut stream, FrameKind::Status, 9, |_| ());
+        for chunk_bytes in 1..=stream.len() {
+            let mut decoder = FrameDecoder::new(64);
+            let mut frames = Vec::new();
+            for chunk in stream.chunks(chunk_bytes) {
+                decoder.push(chunk);
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    frames.push((frame.kind, frame.request_id, frame.body.to_vec()));
+                }
+            }
+            let expected = vec![
+                (FrameKind::Write, 7, b"hello".to_vec()),
+                (FrameKind::Get, u64::MAX, b"key".to_vec()),
+                (FrameKind::Status, 9, vec![]),
+            ];
+            assert_eq!(frames, expected, "in chunks of {chunk_bytes}");
+            assert!(decoder.is_at_frame_boundary());
+        }
+    }
+
+    #[test]
+    fn absurd_lengths_kinds_and_flags_are_refused() {
+        let good = encode_header(FrameKind::Get, 1, 0);
+        for (at, byte) in [(0, 9), (3, 0xFF), (4, 0), (4, 99), (5, 1)] {
+            let mut bad = good;
+            bad[at] = byte;
+            let mut decoder = FrameDecoder::new(1024);
+            decoder.push(&bad);
+            assert!(decoder.next_frame().is_err(), "byte {at} = {byte}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_frames_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let mut decoder = FrameDecoder::new(128);
+            decoder.push(&bytes);
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                prop_assert!(frame.body.len() + HEADER_BYTES <= 128);
+            }
+        }
+    }
+}

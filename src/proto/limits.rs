@@ -1,0 +1,31 @@
+//! Every number that bounds something on the wire, with its reason.
+
+/// Longest key. Keys are compared often and stored inline; longer ones belong in the value.
+pub const KEY_BYTES_MAX: usize = 4096;
+/// Longest value unless configured otherwise.
+pub const VALUE_BYTES_MAX_DEFAULT: usize = 4 << 20;
+/// Longest value that can be configured, and what the store accepts of an append whatever is configured (a replicated
+/// result must not depend on one node's configuration).
+pub const VALUE_BYTES_CEILING: usize = 64 << 20;
+/// Room for everything in a frame besides one value.
+pub const FRAME_OVERHEAD_BYTES_MAX: usize = 64 << 10;
+/// Longest frame that any end accepts.
+pub const FRAME_BYTES_MAX: usize = VALUE_BYTES_CEILING + FRAME_OVERHEAD_BYTES_MAX;
+/// Requests and replies above this go on a stream of their own, so that small ones never wait behind them.
+pub const LARGE_BYTES: usize = 64 << 10;
+/// Rows in one page of a scan.
+pub const SCAN_PAGE_ROWS_MAX: usize = 1000;
+/// A page of a scan is sent once it is this long (one value above it makes one longer page).
+pub const SCAN_PAGE_BYTES: usize = 32 << 10;
+/// Writes of one session that may wait for their answer; the client holds back the next.
+pub const SESSION_IN_FLIGHT_MAX: usize = 4096;
+/// Open sessions; opening one more ends the one that was used longest ago.
+pub const SESSIONS_MAX: usize = 65_536;
+/// A session that was not used for this long (log time) ends.
+pub const SESSION_IDLE_MS_MAX: u64 = 3_600_000;
+/// Nodes in one cluster.
+pub const MEMBERS_MAX: usize = 64;
+
+const _: () = assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_CEILING);
+const _: () = assert!(KEY_BYTES_MAX < FRAME_OVERHEAD_BYTES_MAX);
+const _: () = assert!(FRAME_BYTES_MAX < u32::MAX as usize);
