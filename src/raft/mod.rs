@@ -1,5 +1,355 @@
-//! The consensus core: pure, infallible, without clock, randomness, IO or payload bytes.
+//! The consensus core: Raft, complete and pure.
+//!
+//! **What it is for.** A set of nodes agrees on one log, so that all of them apply the same commands
+//! in the same order, as long as a majority of them is up (Ongaro and Ousterhout, *In Search of an
+//! Understandable Consensus Algorithm*, here "Raft"; Ongaro's dissertation, here "thesis").
+//!
+//! **In and out.** [`Raft::step`] takes one [`Event`] and never fails; what follows is collected in
+//! [`Effects`] until the shell takes them. There is no clock ([`Event::Tick`]), no randomness but a
+//! seed, no IO: the shell writes, sends and applies. Same seed and events, same effects, to the byte.
+//!
+//! **What always holds.**
+//! - The core never sees a command's bytes: entries are (index, term, kind, length).
+//! - Durability is an event. Writes are numbered; `Persisted` confirms numbers. The node counts
+//!   itself towards a commit, confirms entries and gives votes only for what is durable, so syncs run
+//!   beside replication (thesis 10.2.1) and a slow disk delays no heartbeat.
+//! - A message leaves only once the term and vote that it speaks for are durable.
+//! - Nothing that comes from a peer is asserted on; what the core itself does is asserted always
+//!   ([`Raft`]'s `check_invariants`).
+//!
+//! **What is left out.** Learners, changes of membership, leases, and the choice of a transfer's
+//! target. The membership is read from the log, as it will be when it can change.
+//!
+//! **Where to read on.** One file per RPC with both ends side by side: `election`, `replication`,
+//! `read`, `snapshot`; below them `log` (terms by index), `progress` (what a leader knows of a
+//! follower), `durability`, `quorum`; `state` has the roles and their invariants.
 
+mod durability;
+mod effects;
+mod election;
+mod log;
+mod message;
+mod progress;
+mod quorum;
+mod read;
+mod replication;
+mod snapshot;
+mod state;
 mod types;
 
+pub use effects::{Effects, MembershipAt, Refused, Write};
+pub use message::{Body, EntryMeta, Event, Message, Payload, ReadId, WriteId};
+pub use state::RoleKind;
 pub use types::{EntryKind, HardState, Index, Membership, NodeId, Term};
+
+use durability::Durability;
+use log::Log;
+use state::{Follower, Role};
+
+/// What a core is told at its start. Times are in ticks.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub id: NodeId,
+    /// Without a leader for this long to twice as long, a node runs.
+    pub election_ticks: u32,
+    /// A leader speaks at least this often.
+    pub heartbeat_ticks: u32,
+    /// Draws the election timeouts; should differ between nodes and starts.
+    pub seed: u64,
+    /// Bytes of entries in one message; one longer entry makes one longer message.
+    pub append_bytes_max: u64,
+    /// Entries in one message.
+    pub append_entries_max: usize,
+    /// Bytes in flight to one follower, above which it gets no more.
+    pub window_bytes_max: u64,
+    /// Bytes proposed and not committed, above which proposals are refused.
+    pub uncommitted_bytes_max: u64,
+}
+
+/// What a core is given of what survived.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// Term, vote and commit index.
+    pub hard_state: HardState,
+    /// The index and term of the entry before the first in `entries`.
+    pub base: (Index, Term),
+    /// The membership in force at the base.
+    pub membership: MembershipAt,
+    /// What the log holds, all durable.
+    pub entries: Vec<EntryMeta>,
+}
+
+/// One node's share in the protocol.
+#[derive(Debug)]
+pub struct Raft {
+    config: Config,
+    hard: HardState,
+    role: Role,
+    log: Log,
+    durability: Durability,
+    effects: Effects,
+    election_elapsed: u32,
+    election_timeout: u32,
+    random_state: u64,
+}
+
+impl Raft {
+    /// A follower with what survived the last run. A log that alone is a majority may run at once.
+    ///
+    /// # Panics
+    /// If the configuration makes no sense or what survived contradicts itself: the shell checks
+    /// both, with an error for people, before.
+    pub fn new(config: Config, restored: Restored) -> Raft {
+        assert!(config.heartbeat_ticks >= 1, "heartbeats need time");
+        assert!(config.election_ticks > config.heartbeat_ticks, "elections outlast heartbeats");
+        assert!(config.append_entries_max >= 1, "a message has room for an entry");
+        let (base, base_term) = restored.base;
+        let mut log = Log::new(base, base_term, restored.membership);
+        for meta in restored.entries {
+            log.append(meta);
+        }
+        let mut hard = restored.hard_state;
+        hard.commit_index = hard.commit_index.clamp(base, log.last_index());
+        let durability = Durability::new(log.last_index());
+        let random_state = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut raft = Raft {
+            config,
+            hard,
+            role: Role::Follower(Follower::default()),
+            log,
+            durability,
+            effects: Effects::default(),
+            election_elapsed: 0,
+            election_timeout: 0,
+            random_state,
+        };
+        raft.reset_election_timer();
+        if raft.log.membership().voters.len() == 1 {
+            // Nobody else could lead, so there is nobody to wait for.
+            raft.election_timeout = 1;
+        }
+        raft.check_invariants();
+        raft
+    }
+
+    /// Takes in one event.
+    pub fn step(&mut self, event: Event) {
+        self.dispatch(event);
+        self.check_invariants();
+    }
+
+    /// What is to be done since the last call.
+    pub fn take_effects(&mut self) -> Effects {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.config.id
+    }
+
+    /// Its role.
+    pub fn role(&self) -> RoleKind {
+        self.role.kind()
+    }
+
+    /// Term, vote and commit index, durable or not.
+    pub fn hard_state(&self) -> HardState {
+        self.hard
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        match &self.role {
+            Role::Follower(follower) => follower.leader,
+            Role::Candidate(_) => None,
+            Role::Leader(_) => Some(self.config.id),
+        }
+    }
+
+    /// The last index of the log.
+    pub fn last_index(&self) -> Index {
+        self.log.last_index()
+    }
+
+    /// The last index of the log that is durable here.
+    pub fn durable_index(&self) -> Index {
+        self.durability.index()
+    }
+
+    /// The term of an entry, if the log still has it.
+    pub fn term_at(&self, index: Index) -> Option<Term> {
+        self.log.term_at(index)
+    }
+
+    /// The membership in force.
+    pub fn membership(&self) -> &Membership {
+        self.log.membership()
+    }
+
+    /// The membership in force at an index.
+    pub fn membership_at(&self, index: Index) -> &MembershipAt {
+        self.log.membership_at(index)
+    }
+
+    /// What a leader knows of its followers: id, match index, and whether it was heard lately.
+    pub fn followers(&self) -> Vec<(NodeId, Index, bool)> {
+        let Role::Leader(leader) = &self.role else { return Vec::new() };
+        let patience = self.config.election_ticks;
+        let peers = leader.peers.iter();
+        peers.map(|(&id, p)| (id, p.match_index, p.silent_ticks < patience)).collect()
+    }
+
+    /// The rule of terms (Raft 5.1), then the message itself.
+    fn receive(&mut self, message: Message) {
+        if !self.is_sane(&message) || self.ignores_vote_request(&message) {
+            return;
+        }
+        if message.term < self.hard.term {
+            self.on_old_term(&message);
+            return;
+        }
+        let is_pre_vote = matches!(
+            message.body,
+            Body::RequestVote { pre: true, .. } | Body::VoteReply { pre: true, granted: true }
+        );
+        if message.term > self.hard.term && !is_pre_vote {
+            self.become_follower(message.term, None);
+        }
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(peer) = leader.peers.get_mut(&message.from)
+        {
+            peer.silent_ticks = 0;
+        }
+        let (from, term) = (message.from, message.term);
+        match message.body {
+            Body::RequestVote { .. } => self.on_request_vote(&message),
+            Body::VoteReply { pre, granted } => self.on_vote_reply(&message, pre, granted),
+            Body::AppendEntries { .. } => {
+                if self.follow(term, from) {
+                    self.on_append_entries(message);
+                }
+            }
+            Body::Heartbeat { commit_index, round } => {
+                if self.follow(term, from) {
+                    self.on_heartbeat(from, commit_index, round);
+                }
+            }
+            Body::Appended { match_index } => self.on_appended(from, match_index),
+            Body::AppendRejected { prev_log_index, hint_index, hint_term } => {
+                self.on_append_rejected(from, prev_log_index, (hint_index, hint_term));
+            }
+            Body::HeartbeatReply { round } => self.on_heartbeat_reply(from, round),
+            Body::TimeoutNow => self.on_timeout_now(term),
+            Body::ReadIndex { id } => self.on_read_index(from, id),
+            Body::ReadIndexReply { id, index } => self.on_read_index_reply(from, id, index),
+        }
+    }
+
+    /// One who is behind learns of our term: a leader steps down, a candidate stops asking.
+    fn on_old_term(&mut self, message: &Message) {
+        match message.body {
+            Body::RequestVote { pre, .. } => {
+                self.send(message.from, Body::VoteReply { pre, granted: false });
+            }
+            Body::AppendEntries { .. } | Body::Heartbeat { .. } => {
+                self.send(message.from, Body::HeartbeatReply { round: 0 });
+            }
+            Body::VoteReply { .. }
+            | Body::Appended { .. }
+            | Body::AppendRejected { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. } => {}
+        }
+    }
+
+    /// A leader of our term speaks: follow it. False if that is impossible, two leaders of one term
+    /// or ourselves, which only a faulty or lying peer can cause.
+    fn follow(&mut self, term: Term, leader: NodeId) -> bool {
+        match &mut self.role {
+            Role::Follower(Follower { leader: known @ None, .. }) if term == self.hard.term => {
+                *known = Some(leader);
+            }
+            Role::Follower(follower) if term == self.hard.term => {
+                if follower.leader != Some(leader) {
+                    return false;
+                }
+            }
+            Role::Leader(_) if term == self.hard.term => return false,
+            Role::Follower(_) | Role::Candidate(_) | Role::Leader(_) => {
+                self.become_follower(term, Some(leader));
+            }
+        }
+        self.election_elapsed = 0;
+        true
+    }
+
+    /// Whether a message can come from an honest node: bounds that keep absurd numbers out.
+    fn is_sane(&self, message: &Message) -> bool {
+        let known = self.log.membership().voters.contains(&message.from);
+        let addressed = message.to == self.config.id && message.from != self.config.id;
+        let term_fits = message.term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX);
+        let body_fits = match &message.body {
+            Body::AppendEntries { prev_log_index, prev_log_term, entries, .. } => {
+                let mut term = *prev_log_term;
+                let rises = entries.iter().all(|meta| {
+                    let rises = meta.term >= term;
+                    term = meta.term;
+                    rises
+                });
+                rises && term <= message.term && prev_log_index.0 < INDEX_MAX
+            }
+            Body::AppendRejected { hint_index, .. } => hint_index.0 < INDEX_MAX,
+            Body::RequestVote { .. }
+            | Body::VoteReply { .. }
+            | Body::Appended { .. }
+            | Body::Heartbeat { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. } => true,
+        };
+        known && addressed && term_fits && body_fits
+    }
+
+    fn peers(&self) -> Vec<NodeId> {
+        let voters = self.log.membership().voters.iter();
+        voters.copied().filter(|&voter| voter != self.config.id).collect()
+    }
+
+    fn send(&mut self, to: NodeId, body: Body) {
+        self.send_with_term(to, self.hard.term, body);
+    }
+
+    fn send_with_term(&mut self, to: NodeId, term: Term, body: Body) {
+        let message = Message { from: self.config.id, to, term, body };
+        if self.durability.is_hard_state_durable() {
+            self.effects.messages.push(message);
+        } else if !self.durability.is_full() {
+            self.durability.hold(message);
+        }
+    }
+
+    fn save_hard_state(&mut self) {
+        let id = self.durability.on_hard_state();
+        self.effects.writes.push((id, Write::Hard(self.hard)));
+    }
+
+    /// The next number of a sequence that only the seed decides (splitmix64).
+    fn random(&mut self) -> u64 {
+        self.random_state = self.random_state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.random_state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}
+
+/// A peer's term may be this far ahead of ours; more is not believed, or one faulty message could use
+/// up all terms there are.
+const TERM_JUMP_MAX: u64 = 1 << 20;
+/// Indexes stay below this, so that sums of them never overflow.
+const INDEX_MAX: u64 = 1 << 60;

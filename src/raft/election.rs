@@ -1,0 +1,190 @@
+//! Elections, both ends: pre-vote (thesis 9.6), votes (Raft 5.2, 5.4.1), transfer (thesis 3.10).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::effects::Write;
+use super::progress::Progress;
+use super::read::Reads;
+use super::state::{Candidate, Leader, Role, Transfer};
+use super::{Body, EntryMeta, Message, NodeId, Payload, Raft, Term};
+
+impl Raft {
+    /// Whether a leader was heard so lately that nobody should run (thesis 4.2.3, 6.2).
+    fn hears_leader(&self) -> bool {
+        match &self.role {
+            Role::Follower(follower) => {
+                follower.leader.is_some() && self.election_elapsed < self.config.election_ticks
+            }
+            Role::Candidate(_) => false,
+            // Its own check-quorum is what makes a leader doubt.
+            Role::Leader(_) => true,
+        }
+    }
+
+    /// Draws a new timeout; all differ, so that votes are rarely split (Raft 5.2).
+    pub(super) fn reset_election_timer(&mut self) {
+        self.election_elapsed = 0;
+        let spread = u64::from(self.config.election_ticks);
+        let extra = self.random() % spread.max(1);
+        self.election_timeout = self.config.election_ticks + extra as u32;
+    }
+
+    pub(super) fn maybe_campaign(&mut self) {
+        let may_run = self.log.membership().voters.contains(&self.config.id);
+        if self.election_elapsed >= self.election_timeout && may_run {
+            self.campaign(true, false);
+        }
+    }
+
+    /// Runs, or (`pre`) asks first. `transfer`: the leader asked for it.
+    pub(super) fn campaign(&mut self, pre: bool, transfer: bool) {
+        self.refuse_reads();
+        self.reset_election_timer();
+        let own = self.config.id;
+        if !pre {
+            self.hard.term = self.hard.term.next();
+            self.hard.voted_for = Some(own);
+            self.save_hard_state();
+        }
+        let term = if pre { self.hard.term.next() } else { self.hard.term };
+        self.change_role(Role::Candidate(Candidate {
+            pre,
+            granted: BTreeSet::new(),
+            refused: BTreeSet::new(),
+        }));
+        let body = Body::RequestVote {
+            pre,
+            last_log_index: self.log.last_index(),
+            last_log_term: self.log.last_term(),
+            transfer,
+        };
+        for peer in self.peers() {
+            self.send_with_term(peer, term, body.clone());
+        }
+        self.count_own_vote();
+    }
+
+    /// A candidate's own vote counts once it is durable, like anybody's.
+    pub(super) fn count_own_vote(&mut self) {
+        let durable = self.durability.is_hard_state_durable();
+        if let Role::Candidate(candidate) = &self.role
+            && (candidate.pre || durable)
+        {
+            self.on_vote(self.config.id, true);
+        }
+    }
+
+    pub(super) fn on_request_vote(&mut self, message: &Message) {
+        let Body::RequestVote { pre, last_log_index, last_log_term, .. } = message.body else {
+            unreachable!("dispatched by kind");
+        };
+        let up_to_date = self.log.is_up_to_date(last_log_index, last_log_term);
+        if pre {
+            let granted = message.term > self.hard.term && up_to_date && !self.hears_leader();
+            // A refusal carries our own term, so that one who is behind learns of it.
+            let term = if granted { message.term } else { self.hard.term };
+            self.send_with_term(message.from, term, Body::VoteReply { pre, granted });
+            return;
+        }
+        let free = self.hard.voted_for.is_none_or(|voted| voted == message.from);
+        let granted = message.term == self.hard.term && free && up_to_date;
+        if granted && self.hard.voted_for.is_none() {
+            self.hard.voted_for = Some(message.from);
+            self.save_hard_state();
+            self.reset_election_timer();
+        }
+        self.send(message.from, Body::VoteReply { pre, granted });
+    }
+
+    /// Whether a vote is asked for that must not even raise our term: a leader is alive.
+    pub(super) fn ignores_vote_request(&self, message: &Message) -> bool {
+        matches!(message.body, Body::RequestVote { pre: false, transfer: false, .. })
+            && message.term > self.hard.term
+            && self.hears_leader()
+    }
+
+    pub(super) fn on_vote_reply(&mut self, message: &Message, pre: bool, granted: bool) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let asked = if candidate.pre { self.hard.term.next() } else { self.hard.term };
+        let is_answer = candidate.pre == pre && (message.term == asked || !granted);
+        if is_answer {
+            self.on_vote(message.from, granted);
+        }
+    }
+
+    fn on_vote(&mut self, from: NodeId, granted: bool) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        let pre = candidate.pre;
+        if granted {
+            candidate.granted.insert(from);
+        } else {
+            candidate.refused.insert(from);
+        }
+        let membership = self.log.membership();
+        if membership.has_quorum(&candidate.granted) {
+            if pre { self.campaign(false, false) } else { self.become_leader() }
+        } else if membership.is_lost(&candidate.refused) {
+            self.become_follower(self.hard.term, None);
+        }
+    }
+
+    fn become_leader(&mut self) {
+        let next = self.log.last_index().next();
+        let peers: BTreeMap<NodeId, Progress> =
+            self.peers().into_iter().map(|peer| (peer, Progress::new(next))).collect();
+        let meta = EntryMeta { term: self.hard.term, bytes: 0, payload: Payload::Noop };
+        let noop_index = self.log.append(meta);
+        let id = self.durability.on_append(noop_index);
+        self.effects.writes.push((id, Write::Noop { index: noop_index, term: self.hard.term }));
+        self.change_role(Role::Leader(Leader {
+            peers,
+            reads: Reads::default(),
+            noop_index,
+            heartbeat_elapsed: 0,
+            window_round: 0,
+            transfer: None,
+            uncommitted_bytes: 0,
+            uncommitted: VecDeque::new(),
+        }));
+        self.election_elapsed = 0;
+        self.send_heartbeats();
+        self.replicate_to_all();
+    }
+
+    /// Hands leadership to the peer that is furthest along and alive (thesis 3.10).
+    pub(super) fn on_transfer(&mut self) {
+        let patience = self.config.election_ticks;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.transfer.is_some() {
+            return;
+        }
+        let voters = &self.log.membership().voters;
+        let best = leader
+            .peers
+            .iter()
+            .filter(|(id, peer)| voters.contains(id) && peer.silent_ticks < patience)
+            .max_by_key(|(_, peer)| peer.match_index);
+        if let Some((&to, _)) = best {
+            leader.transfer = Some(Transfer { to, elapsed: 0 });
+            self.maybe_finish_transfer();
+        }
+    }
+
+    /// Once the chosen peer has everything, it is told to run at once.
+    pub(super) fn maybe_finish_transfer(&mut self) {
+        let Role::Leader(leader) = &self.role else { return };
+        let Some(Transfer { to, .. }) = leader.transfer else { return };
+        let caught_up =
+            leader.peers.get(&to).is_some_and(|peer| peer.match_index == self.log.last_index());
+        if caught_up {
+            self.send(to, Body::TimeoutNow);
+        }
+    }
+
+    pub(super) fn on_timeout_now(&mut self, term: Term) {
+        let is_voter = self.log.membership().voters.contains(&self.config.id);
+        if matches!(self.role, Role::Follower(_)) && term == self.hard.term && is_voter {
+            self.campaign(false, true);
+        }
+    }
+}
