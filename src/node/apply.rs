@@ -1,0 +1,117 @@
+//! The end of a turn: committed entries go into the store; checkpoints begin, end and arrive.
+
+use super::{CheckpointJob, Node, Output, ReceivedSnapshot, Replies, Snapshots};
+use crate::proto;
+use crate::proto::client::Reply;
+use crate::proto::command::{Command, Outcome};
+use crate::raft::{EntryKind, Event, Index};
+use crate::wal::Entry;
+
+impl Node {
+    /// Applies what is committed, in lots, so that heartbeats never wait long.
+    pub(super) fn apply_committed(&mut self, output: &mut Output, replies: &mut dyn Replies) {
+        let commit_index = self.raft.hard_state().commit_index;
+        let applied = self.store.revision();
+        if applied >= commit_index {
+            return;
+        }
+        let last = commit_index.min(applied.plus(APPLY_ENTRIES_MAX));
+        let batches = match self.log.read(applied.next(), last, APPLY_BYTES) {
+            Ok(batches) => batches,
+            Err(error) => {
+                output.failure = Some(error);
+                return;
+            }
+        };
+        for entry in batches.iter().flat_map(|batch| batch.entries()) {
+            if entry.index > last {
+                break;
+            }
+            let outcome = self.apply(&entry);
+            self.answer_proposal(entry.index, outcome, replies);
+        }
+        output.again = self.store.revision() < commit_index;
+    }
+
+    fn apply(&mut self, entry: &Entry) -> Outcome {
+        let command = match entry.kind {
+            EntryKind::Command => proto::decode::<Command<'_>>(&entry.body, "command").ok(),
+            EntryKind::Noop | EntryKind::Membership => None,
+        };
+        match command {
+            Some(command) => self.store.apply(entry.index, &command),
+            // Bytes that are no command are none on every node alike.
+            None => {
+                self.store.advance(entry.index);
+                Outcome::Done
+            }
+        }
+    }
+
+    fn answer_proposal(&mut self, index: Index, outcome: Outcome, replies: &mut dyn Replies) {
+        if let Some(&(proposed, reply_to)) = self.proposals.front()
+            && proposed == index
+        {
+            self.proposals.pop_front();
+            replies.reply(reply_to, &Reply::Outcome(outcome));
+        }
+    }
+
+    /// Begins a checkpoint when the log has grown enough since the last.
+    pub(super) fn maybe_checkpoint(&mut self, output: &mut Output) {
+        let grown = self.log.appended_bytes().saturating_sub(self.snapshots.log_bytes);
+        let applied = self.store.revision();
+        if self.snapshots.running || grown < self.about.snapshot_log_bytes {
+            return;
+        }
+        let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
+        let Some(term) = self.raft.term_at(applied).filter(|_| applied > newest) else { return };
+        self.snapshots.running = true;
+        self.snapshots.log_bytes = self.log.appended_bytes();
+        output.checkpoint = Some(CheckpointJob {
+            checkpoint: self.store.checkpoint(),
+            at: super::SnapshotAt { index: applied, term },
+            membership: self.raft.membership_at(applied).membership.clone(),
+        });
+    }
+
+    /// A checkpoint is durable: the log is cut back to the one before it, so that two snapshots can
+    /// each be completed by the log.
+    pub(super) fn on_checkpoint(&mut self, at: Option<super::SnapshotAt>, output: &mut Output) {
+        self.snapshots.running = false;
+        let Some(at) = at else { return };
+        if self.snapshots.newest.as_ref().is_some_and(|newest| newest.index >= at.index) {
+            return;
+        }
+        self.log.snapshot_saved(at.index, at.term);
+        if let Some(older) = self.snapshots.newest.replace(at) {
+            self.step(Event::Compact(older.index), None, output);
+            self.log.purge(older.index.next());
+        }
+    }
+
+    /// A snapshot came from a leader; the core decides whether it replaces what is here.
+    pub(super) fn on_snapshot_received(&mut self, received: ReceivedSnapshot, output: &mut Output) {
+        let ReceivedSnapshot { from, term, at, membership, store } = received;
+        let event = Event::SnapshotReceived {
+            from,
+            term,
+            index: at.index,
+            index_term: at.term,
+            membership,
+        };
+        let effects = self.step(event, None, output);
+        if effects.install_snapshot {
+            self.store = store;
+            self.abandon_proposals();
+            self.log.purge(at.index.next());
+            let log_bytes = self.log.appended_bytes();
+            self.snapshots = Snapshots { newest: Some(at), running: self.snapshots.running, log_bytes };
+        }
+    }
+}
+
+/// Entries that one turn applies at most.
+const APPLY_ENTRIES_MAX: u64 = 8192;
+/// Bytes that one turn applies, roughly.
+const APPLY_BYTES: usize = 8 << 20;

@@ -1,0 +1,138 @@
+//! What goes into a turn and what comes out of it: plain buffers that the driver swaps.
+
+use bytes::Bytes;
+
+use crate::proto::client::{Consistency, Reply};
+use crate::raft::{Index, Membership, Message, NodeId, RoleKind, Term};
+use crate::store::{Checkpoint, Reader, Store};
+use crate::wal::{Batch, Ordinal, Persisted, Record};
+
+/// Everything that arrived since the last turn.
+#[derive(Default)]
+pub struct Input {
+    /// Units of time that went by.
+    pub ticks: u32,
+    /// Milliseconds since 1970, for the leader's clock entries.
+    pub now_ms: u64,
+    /// Messages of peers, each with the entries that came beside it.
+    pub messages: Vec<(Message, Option<Batch>)>,
+    /// Requests of clients.
+    pub requests: Vec<Request>,
+    /// Bytes in `requests`, for push-back.
+    pub request_bytes: usize,
+    /// What the sync thread finished.
+    pub persisted: Vec<Persisted>,
+    /// Peers whose connection broke.
+    pub unreachable: Vec<NodeId>,
+    /// Checkpoints that are durable now; `None` if one failed.
+    pub checkpoints: Vec<Option<SnapshotAt>>,
+    /// What became of snapshots on their way to peers: the index, or `None` if it failed.
+    pub snapshots_sent: Vec<(NodeId, Option<Index>)>,
+    /// Snapshots that came from a leader.
+    pub snapshots_received: Vec<ReceivedSnapshot>,
+    /// Leadership should go to another node, for this one is about to stop.
+    pub transfer: bool,
+}
+
+/// Where an answer goes; only the driver knows what it means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyTo {
+    /// The stream of a connection.
+    pub stream: u64,
+    /// The request on it.
+    pub request_id: u64,
+}
+
+/// A client's request, decoded as far as the node needs.
+#[derive(Debug)]
+pub struct Request {
+    /// Where the answer goes.
+    pub reply_to: ReplyTo,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// What is asked.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// Replicate these bytes: an encoded command.
+    Write(Bytes),
+    /// Read a key.
+    Get {
+        /// The key.
+        key: Bytes,
+        /// How fresh.
+        consistency: Consistency,
+    },
+    /// Say when and at which revision a scan may read.
+    Scan {
+        /// How fresh.
+        consistency: Consistency,
+    },
+    /// Greet the client.
+    Hello,
+    /// How is the node?
+    Status,
+}
+
+/// A snapshot file and what it covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotAt {
+    /// The last entry that it covers.
+    pub index: Index,
+    /// The term of that entry.
+    pub term: Term,
+}
+
+/// A verified, durable snapshot from a leader, already loaded.
+pub struct ReceivedSnapshot {
+    /// Who sent it.
+    pub from: NodeId,
+    /// The sender's term.
+    pub term: Term,
+    /// What it covers.
+    pub at: SnapshotAt,
+    /// The membership in it.
+    pub membership: Membership,
+    /// The store that it holds.
+    pub store: Store,
+}
+
+/// Everything that a turn wants done.
+#[derive(Default)]
+pub struct Output {
+    /// For the sync thread, in this order.
+    pub log_work: Vec<(Ordinal, Record)>,
+    /// For the peers, each with the entries that go beside it.
+    pub messages: Vec<(Message, Vec<Batch>)>,
+    /// Peers that need a snapshot.
+    pub send_snapshots: Vec<NodeId>,
+    /// For the checkpoint thread.
+    pub checkpoint: Option<CheckpointJob>,
+    /// Role changes, for the log and the supervisor's eyes.
+    pub roles: Vec<(Term, RoleKind)>,
+    /// Peers that contradicted what is committed, and where.
+    pub contradictions: Vec<(NodeId, Index)>,
+    /// There is more to apply: another turn is wanted at once.
+    pub again: bool,
+    /// What is committed cannot be read back: nothing may be served any more.
+    pub failure: Option<crate::wal::Error>,
+}
+
+/// A checkpoint to be written.
+pub struct CheckpointJob {
+    /// The store as it was.
+    pub checkpoint: Checkpoint,
+    /// What it covers.
+    pub at: SnapshotAt,
+    /// The membership then.
+    pub membership: Membership,
+}
+
+/// Takes the answers of a turn.
+pub trait Replies {
+    /// Answers a request.
+    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>);
+    /// A scan may read with this reader at this revision.
+    fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index);
+}

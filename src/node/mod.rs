@@ -1,0 +1,234 @@
+//! The node: core, log and store tied together in turns, deterministic, without threads.
+//!
+//! **What it is for.** A turn takes in everything that arrived ([`Input`]) and gives out everything
+//! that follows ([`Output`], [`Replies`]), in the order that `design.md` 6 names: drain, step, append,
+//! wake the sync thread, send ([`Node::step_in`]); then commit, apply, reply ([`Node::step_out`]).
+//! Sends never wait for applying.
+//!
+//! **What always holds.** A write is answered only after the core called it committed and the store
+//! applied it. A read is answered only after its index is applied. What leadership's loss leaves open is
+//! answered `Unknown`, never guessed. Everything waiting is bounded by the requests that the driver
+//! lets in.
+//!
+//! **What is left out.** Threads and clocks ([`run`] has those that are not tokio's), QUIC, TLS.
+//!
+//! [`open`] brings a data directory to life; `requests` has the clients' side of a turn.
+
+mod apply;
+mod io;
+mod open;
+mod requests;
+pub mod run;
+mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+
+pub use io::{
+    CheckpointJob, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request, RequestBody,
+    SnapshotAt,
+};
+pub use open::{Error, OpenOptions, Opened, init, open};
+pub use wire::decode_message;
+
+use crate::proto::client::MemberInfo;
+use crate::raft::{self, Effects, Event, Index, Message, Raft, ReadId, RoleKind, Write, WriteId};
+use crate::store::Store;
+use crate::wal::{Batch, BatchBuilder, Log, Ordinal};
+use requests::WaitingRead;
+
+/// What clients are told about this node and its cluster, and its limits.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// The node's name.
+    pub name: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// All members.
+    pub members: Vec<MemberInfo>,
+    /// Longest value that clients may write.
+    pub value_bytes_max: usize,
+    /// Bytes of the store above which growth is refused.
+    pub store_bytes_max: u64,
+    /// Log bytes after which a checkpoint is made.
+    pub snapshot_log_bytes: u64,
+}
+
+/// One node: see the module.
+pub struct Node {
+    about: About,
+    raft: Raft,
+    log: Log,
+    store: Store,
+    /// Writes of the core on their way to the disk, with their place in the log.
+    writes: VecDeque<(WriteId, Ordinal)>,
+    /// The leader's proposals that are not yet applied, by index.
+    proposals: VecDeque<(Index, ReplyTo)>,
+    next_read: ReadId,
+    /// Reads that wait for an index.
+    reads: BTreeMap<ReadId, Vec<WaitingRead>>,
+    /// Reads that wait for the store to reach their index.
+    ready: Vec<(Index, Vec<WaitingRead>)>,
+    snapshots: Snapshots,
+    /// The last clock entry that this node proposed as leader.
+    clock_proposed_ms: u64,
+    no_space: bool,
+}
+
+/// What is known of snapshots.
+#[derive(Debug, Default)]
+struct Snapshots {
+    newest: Option<SnapshotAt>,
+    /// A checkpoint is being written.
+    running: bool,
+    /// Bytes of the log when the newest was made.
+    log_bytes: u64,
+}
+
+impl Node {
+    /// Takes in what arrived and says what is to be written and sent.
+    pub fn step_in(&mut self, input: &mut Input, output: &mut Output) {
+        for persisted in input.persisted.drain(..) {
+            self.on_persisted(persisted, output);
+        }
+        for (message, batch) in input.messages.drain(..) {
+            self.step(Event::Receive(message), batch, output);
+        }
+        for peer in input.unreachable.drain(..) {
+            self.step(Event::Unreachable(peer), None, output);
+        }
+        for (to, index) in input.snapshots_sent.drain(..) {
+            self.step(Event::SnapshotSent { to, index }, None, output);
+        }
+        for received in input.snapshots_received.drain(..) {
+            self.on_snapshot_received(received, output);
+        }
+        for at in input.checkpoints.drain(..) {
+            self.on_checkpoint(at, output);
+        }
+        for _ in 0..std::mem::take(&mut input.ticks) {
+            self.step(Event::Tick, None, output);
+        }
+        if std::mem::take(&mut input.transfer) {
+            self.step(Event::Transfer, None, output);
+        }
+        self.take_requests(input, output);
+        output.log_work.extend(self.log.take_pending());
+    }
+
+    /// Applies what is committed and answers what that allows.
+    pub fn step_out(&mut self, output: &mut Output, replies: &mut dyn Replies) {
+        self.apply_committed(output, replies);
+        self.answer_reads(replies);
+        self.maybe_checkpoint(output);
+    }
+
+    /// Steps the core and carries out its writes; `batch` holds the entries of the event at hand.
+    fn step(&mut self, event: Event, batch: Option<Batch>, output: &mut Output) -> Effects {
+        self.raft.step(event);
+        let mut effects = self.raft.take_effects();
+        let mut batch = batch;
+        for (id, write) in effects.writes.drain(..) {
+            let ordinal = self.write(write, &mut batch);
+            self.writes.push_back((id, ordinal));
+        }
+        for message in effects.messages.drain(..) {
+            let batches = self.entries_of(&message);
+            output.messages.push((message, batches));
+        }
+        output.send_snapshots.append(&mut effects.send_snapshots);
+        output.contradictions.append(&mut effects.contradictions);
+        for (id, index) in effects.reads.drain(..) {
+            if let Some(waiting) = self.reads.remove(&id) {
+                self.ready.push((index, waiting));
+            }
+        }
+        for id in effects.reads_refused.drain(..) {
+            self.refuse_read(id);
+        }
+        self.on_roles(&effects, output);
+        output.roles.append(&mut effects.roles);
+        effects
+    }
+
+    fn write(&mut self, write: Write, batch: &mut Option<Batch>) -> Ordinal {
+        match write {
+            Write::Hard(hard_state) => self.log.save_hard_state(hard_state),
+            Write::Noop { index, term } => {
+                let mut builder = BatchBuilder::new(index);
+                builder.push(term, raft::EntryKind::Noop, &[]);
+                self.log.append(builder.finish())
+            }
+            Write::Proposed { first, .. } => {
+                let batch = batch.take().expect("a proposal brings its entries");
+                assert_eq!(batch.first(), first, "entries are encoded for their place");
+                self.log.append(batch)
+            }
+            Write::Received { first, .. } => {
+                let batch = batch.take().expect("a message with entries brings them");
+                self.log.append(batch.slice_from(first))
+            }
+            Write::Truncate { from } => self.log.truncate(from),
+            Write::Reset { index, term } => self.log.reset(index, term),
+        }
+    }
+
+    /// The bytes of the entries that a message names.
+    fn entries_of(&self, message: &Message) -> Vec<Batch> {
+        let raft::Body::AppendEntries { prev_log_index, ref entries, .. } = message.body else {
+            return Vec::new();
+        };
+        if entries.is_empty() {
+            return Vec::new();
+        }
+        let (first, last) = (prev_log_index.next(), prev_log_index.plus(entries.len() as u64));
+        match self.log.read(first, last, usize::MAX) {
+            Ok(batches) => batches,
+            Err(error) => {
+                // The follower gets nothing and asks again; the damage is the operator's to see.
+                tracing::error!(%error, %first, "cannot read the log for a follower");
+                Vec::new()
+            }
+        }
+    }
+
+    fn on_persisted(&mut self, persisted: crate::wal::Persisted, output: &mut Output) {
+        self.no_space = persisted.no_space;
+        let ordinal = persisted.ordinal;
+        self.log.on_persisted(persisted);
+        let mut durable = None;
+        while self.writes.front().is_some_and(|&(_, write)| write <= ordinal) {
+            durable = self.writes.pop_front().map(|(id, _)| id);
+        }
+        if let Some(id) = durable {
+            self.step(Event::Persisted(id), None, output);
+        }
+    }
+
+    fn on_roles(&mut self, effects: &Effects, _output: &mut Output) {
+        let lost_leadership = effects.roles.iter().any(|&(_, role)| role != RoleKind::Leader)
+            && self.raft.role() != RoleKind::Leader;
+        if lost_leadership {
+            self.abandon_proposals();
+        }
+    }
+
+    /// The core's last word on who leads.
+    pub fn leader(&self) -> Option<raft::NodeId> {
+        self.raft.leader()
+    }
+
+    /// The core's role.
+    pub fn role(&self) -> RoleKind {
+        self.raft.role()
+    }
+
+    /// The newest snapshot.
+    pub fn newest_snapshot(&self) -> Option<&SnapshotAt> {
+        self.snapshots.newest.as_ref()
+    }
+
+    /// The core's term.
+    pub fn term(&self) -> raft::Term {
+        self.raft.hard_state().term
+    }
+}

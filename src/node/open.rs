@@ -1,0 +1,223 @@
+//! A data directory comes to life: identity, newest good snapshot, then the log after it.
+//!
+//! | path | what |
+//! |---|---|
+//! | `wal/` | the log, see [`crate::wal`] |
+//! | `snapshots/` | the two newest snapshots, see [`crate::store::snapshot`] |
+//!
+//! A directory is made once, by [`init`], and [`open`] refuses an empty one: a node that lost its
+//! directory has forgotten its vote and what it confirmed, and coming back under its old name could
+//! undo what the cluster acknowledged.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{About, Node, SnapshotAt, Snapshots, wire};
+use crate::disk::Disk;
+use crate::proto;
+use crate::raft::{
+    Config, EntryKind, EntryMeta, HardState, Index, Membership, MembershipAt, Raft, ReadId,
+    Restored, Term,
+};
+use crate::store::{self, Store, snapshot};
+use crate::wal::{self, BatchBuilder, Writer};
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] wal::Error),
+    /// A snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] store::Error),
+    /// The directory holds no node.
+    #[error(
+        "{0} holds no data: for the first start of a new cluster run `quicraft node --init`; a node \
+         that has lost its data must not come back under its old name, since it has forgotten what \
+         it voted for and confirmed"
+    )]
+    Empty(PathBuf),
+    /// The directory holds a node already.
+    #[error("{0} holds the data of a node already; nothing was changed")]
+    NotEmpty(PathBuf),
+    /// The log begins after what the snapshots cover.
+    #[error(
+        "the log in {dir} begins after index {log_base}, but the newest readable snapshot ends at \
+         {snapshot}: {detail}"
+    )]
+    Gap {
+        /// The data directory.
+        dir: PathBuf,
+        /// The last index that the log does not have.
+        log_base: Index,
+        /// The last index that a snapshot covers.
+        snapshot: Index,
+        /// What is wrong with the snapshots.
+        detail: String,
+    },
+    /// Log, snapshot and membership contradict each other.
+    #[error("{dir}: {reason}")]
+    Contradiction {
+        /// The data directory.
+        dir: PathBuf,
+        /// How.
+        reason: String,
+    },
+}
+
+/// What [`open`] and [`init`] are told.
+pub struct OpenOptions {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// Where files are.
+    pub disk: Arc<dyn Disk>,
+    /// Whose data it is.
+    pub identity: wal::Identity,
+    /// How the log is kept.
+    pub log: wal::Options,
+    /// The core's settings.
+    pub raft: Config,
+    /// What clients are told, and limits.
+    pub about: About,
+}
+
+/// A node, and the half of its log that belongs to the sync thread.
+pub struct Opened {
+    /// The node.
+    pub node: Node,
+    /// For the sync thread.
+    pub writer: Writer,
+    /// What a person should know of the recovery.
+    pub notes: Vec<String>,
+}
+
+/// Makes the data directory of a new cluster's node: its log begins with the membership.
+///
+/// # Errors
+/// [`Error::NotEmpty`] if there is a node in it already; otherwise what the disk says.
+pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error> {
+    let wal::Opened { mut log, mut writer, recovered } = open_log(options)?;
+    if !recovered.is_new {
+        return Err(Error::NotEmpty(options.dir.clone()));
+    }
+    let mut body = Vec::new();
+    proto::encode(membership, &mut body);
+    let mut builder = BatchBuilder::new(Index(1));
+    builder.push(Term(1), EntryKind::Membership, &body);
+    log.save_hard_state(HardState { term: Term(1), voted_for: None, commit_index: Index(1) });
+    log.append(builder.finish());
+    writer.write_and_sync(log.take_pending())?;
+    Ok(())
+}
+
+/// Opens the data directory of a node and recovers what survived.
+///
+/// # Errors
+/// [`Error`] says what is wrong and what to do; nothing is changed then.
+pub fn open(options: OpenOptions) -> Result<Opened, Error> {
+    if !has_log(&options) {
+        return Err(Error::Empty(options.dir));
+    }
+    let wal::Opened { mut log, mut writer, recovered } = open_log(&options)?;
+    let mut notes: Vec<String> = recovered.torn.iter().cloned().collect();
+    if recovered.is_new || (recovered.entries.is_empty() && recovered.base.0 == Index(0)) {
+        return Err(Error::Empty(options.dir));
+    }
+    let snapshots = snapshots_dir(&options.dir);
+    let found = snapshot::newest_valid(&snapshots, &options.identity.cluster)?;
+    notes.extend(found.damaged.iter().cloned());
+    let (store, newest, snapshot_membership) = match found.newest {
+        Some((store, meta)) => {
+            let membership: Membership = decode_membership(&options.dir, &meta.membership)?;
+            (store, Some(SnapshotAt { index: meta.index, term: meta.term }), membership)
+        }
+        None => (Store::new(store::Options::default()), None, Membership::default()),
+    };
+    let covered = newest.as_ref().map_or(Index(0), |at| at.index);
+    let (log_base, base_term) = recovered.base;
+    if covered < log_base {
+        let detail = found.damaged.join("; ");
+        return Err(Error::Gap { dir: options.dir, log_base, snapshot: covered, detail });
+    }
+    let mut entries = restore_entries(&options.dir, &log, &recovered)?;
+    let mut base = (log_base, base_term);
+    let last = log_base.plus(entries.len() as u64);
+    if let Some(at) = &newest
+        && at.index > last
+    {
+        // The snapshot was installed, but the log's word of it was lost with the power.
+        log.reset(at.index, at.term);
+        writer.write_and_sync(log.take_pending()).map(|persisted| log.on_persisted(persisted))?;
+        entries.clear();
+        base = (at.index, at.term);
+    }
+    let mut hard_state = recovered.hard_state;
+    hard_state.commit_index = hard_state.commit_index.max(covered);
+    let last_term = entries.last().map_or(base.1, |meta| meta.term);
+    if hard_state.term < last_term {
+        let reason = format!("the log ends in term {last_term}, after the node's own");
+        return Err(Error::Contradiction { dir: options.dir, reason });
+    }
+    let membership = MembershipAt { index: base.0, membership: snapshot_membership };
+    let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
+    let log_bytes = log.appended_bytes();
+    let node = Node {
+        about: options.about,
+        raft,
+        log,
+        store,
+        writes: VecDeque::new(),
+        proposals: VecDeque::new(),
+        next_read: ReadId(1),
+        reads: BTreeMap::new(),
+        ready: Vec::new(),
+        snapshots: Snapshots { newest, running: false, log_bytes },
+        clock_proposed_ms: 0,
+        no_space: false,
+    };
+    Ok(Opened { node, writer, notes })
+}
+
+/// Where snapshots are.
+pub(super) fn snapshots_dir(dir: &Path) -> PathBuf {
+    dir.join("snapshots")
+}
+
+fn has_log(options: &OpenOptions) -> bool {
+    let wal = options.dir.join("wal");
+    options.disk.list(&wal).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
+}
+
+fn open_log(options: &OpenOptions) -> Result<wal::Opened, Error> {
+    let dir = options.dir.join("wal");
+    Ok(wal::open(Arc::clone(&options.disk), &dir, options.identity, options.log)?)
+}
+
+fn decode_membership(dir: &Path, bytes: &[u8]) -> Result<Membership, Error> {
+    proto::decode(bytes, "membership").map_err(|error| Error::Contradiction {
+        dir: dir.to_owned(),
+        reason: format!("a snapshot holds a {error}"),
+    })
+}
+
+fn restore_entries(
+    dir: &Path,
+    log: &wal::Log,
+    recovered: &wal::Recovered,
+) -> Result<Vec<EntryMeta>, Error> {
+    let mut metas = Vec::with_capacity(recovered.entries.len());
+    for entry in &recovered.entries {
+        let mut body = bytes::Bytes::new();
+        if entry.kind == EntryKind::Membership {
+            body = log.entry(entry.index)?.body;
+        }
+        let payload = wire::payload(entry.kind, &body).map_err(|error| Error::Contradiction {
+            dir: dir.to_owned(),
+            reason: format!("the log holds a {error} at index {}", entry.index),
+        })?;
+        metas.push(EntryMeta { term: entry.term, bytes: entry.body_bytes, payload });
+    }
+    Ok(metas)
+}

@@ -1,0 +1,243 @@
+//! The clients' side of a turn: writes become one proposal, reads one read round.
+
+use bytes::Bytes;
+
+use super::{Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
+use crate::proto;
+use crate::proto::client::{
+    Consistency, HelloReply, PeerStatus, Refusal, Reply, RoleName, Status,
+};
+use crate::proto::command::{Command, Op, key_is_valid};
+use crate::proto::limits::KEY_BYTES_MAX;
+use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
+use crate::wal::BatchBuilder;
+
+/// A read that waits for its index.
+#[derive(Debug)]
+pub(super) struct WaitingRead {
+    reply_to: ReplyTo,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Get(Bytes),
+    Scan,
+    /// Nothing to read: the request is refused for this reason.
+    Refuse(Refusal),
+    Hello,
+    Status,
+}
+
+impl Node {
+    /// Turns the requests of a turn into one proposal and one round of reads.
+    pub(super) fn take_requests(&mut self, input: &mut Input, output: &mut Output) {
+        input.request_bytes = 0;
+        let mut writes = Vec::new();
+        let mut reads = Vec::new();
+        for Request { reply_to, body } in input.requests.drain(..) {
+            let (consistency, what) = match body {
+                RequestBody::Write(command) => {
+                    match self.check_command(&command) {
+                        Ok(()) => writes.push((reply_to, command)),
+                        Err(refusal) => self.answer_later(reply_to, What::Refuse(refusal)),
+                    }
+                    continue;
+                }
+                RequestBody::Get { key, consistency } => (consistency, What::Get(key)),
+                RequestBody::Scan { consistency } => (consistency, What::Scan),
+                RequestBody::Hello => (Consistency::Local, What::Hello),
+                RequestBody::Status => (Consistency::Local, What::Status),
+            };
+            match consistency {
+                Consistency::Linearizable => reads.push(WaitingRead { reply_to, what }),
+                Consistency::Local => self.answer_later(reply_to, what),
+            }
+        }
+        if !writes.is_empty() {
+            self.propose(writes, input.now_ms, output);
+        }
+        if !reads.is_empty() {
+            let id = self.next_read;
+            self.next_read = ReadId(id.0 + 1);
+            self.reads.insert(id, reads);
+            self.step(Event::Read(id), None, output);
+        }
+    }
+
+    /// Queues an answer that needs nothing but the store as it is.
+    fn answer_later(&mut self, reply_to: ReplyTo, what: What) {
+        self.ready.push((Index(0), vec![WaitingRead { reply_to, what }]));
+    }
+
+    /// What a client may not propose is refused before it is logged.
+    fn check_command(&self, bytes: &[u8]) -> Result<(), Refusal> {
+        let invalid = |reason: &str| Refusal::Invalid { reason: reason.to_owned() };
+        let command: Command<'_> =
+            proto::decode(bytes, "command").map_err(|error| invalid(&error.to_string()))?;
+        let op = match command {
+            Command::Clock { .. } => return Err(invalid("clients do not set the clock")),
+            Command::OpenSession | Command::CloseSession(_) => return Ok(()),
+            Command::Write { op, .. } => op,
+        };
+        if op.key().is_empty() {
+            return Err(invalid("the key is empty"));
+        }
+        if !key_is_valid(op.key()) {
+            return Err(Refusal::TooLarge { limit: KEY_BYTES_MAX as u64 });
+        }
+        let before = match op {
+            Op::Append { key, .. } => self.store.value_bytes(key),
+            Op::Put { .. } | Op::Delete { .. } => 0,
+        };
+        if before + op.value_bytes() > self.about.value_bytes_max {
+            return Err(Refusal::TooLarge { limit: self.about.value_bytes_max as u64 });
+        }
+        let grows = !matches!(op, Op::Delete { .. });
+        if grows && (self.no_space || self.store.bytes() > self.about.store_bytes_max) {
+            return Err(Refusal::NoSpace);
+        }
+        Ok(())
+    }
+
+    fn propose(&mut self, writes: Vec<(ReplyTo, Bytes)>, now_ms: u64, output: &mut Output) {
+        if self.raft.role() != RoleKind::Leader {
+            let leader = self.raft.leader().map(|NodeId(id)| id);
+            for (reply_to, _) in writes {
+                self.answer_later(reply_to, What::Refuse(Refusal::NotLeader { leader }));
+            }
+            return;
+        }
+        let term = self.raft.hard_state().term;
+        let mut builder = BatchBuilder::new(self.raft.last_index().next());
+        let mut sizes = Vec::with_capacity(writes.len() + 1);
+        let clock = self.maybe_clock(now_ms);
+        for command in clock.iter().map(Vec::as_slice).chain(writes.iter().map(|(_, c)| &c[..])) {
+            builder.push(term, EntryKind::Command, command);
+            sizes.push(u32::try_from(command.len()).expect("frames are shorter than 4 GiB"));
+        }
+        let effects = self.step(Event::Propose(sizes), Some(builder.finish()), output);
+        match effects.proposal.expect("a proposal is answered in its own step") {
+            Ok(first) => {
+                let first = first.plus(clock.iter().len() as u64);
+                let indexes = (0..).map(|count| first.plus(count));
+                self.proposals.extend(indexes.zip(writes).map(|(index, (to, _))| (index, to)));
+            }
+            Err(refused) => {
+                let refusal = match refused {
+                    Refused::NotLeader(leader) => {
+                        Refusal::NotLeader { leader: leader.map(|NodeId(id)| id) }
+                    }
+                    Refused::Busy => Refusal::Busy { retry_after_ms: BUSY_RETRY_MS },
+                };
+                for (reply_to, _) in writes {
+                    self.answer_later(reply_to, What::Refuse(refusal.clone()));
+                }
+            }
+        }
+    }
+
+    /// A clock entry, if the last one is old: sessions end by the log's time.
+    fn maybe_clock(&mut self, now_ms: u64) -> Option<Vec<u8>> {
+        if now_ms < self.clock_proposed_ms + CLOCK_EVERY_MS {
+            return None;
+        }
+        self.clock_proposed_ms = now_ms;
+        let mut bytes = Vec::new();
+        proto::encode(&Command::Clock { now_ms }, &mut bytes);
+        Some(bytes)
+    }
+
+    /// Leadership is gone: what was proposed may or may not happen.
+    pub(super) fn abandon_proposals(&mut self) {
+        for (_, reply_to) in std::mem::take(&mut self.proposals) {
+            self.answer_later(reply_to, What::Refuse(Refusal::Unknown));
+        }
+    }
+
+    pub(super) fn refuse_read(&mut self, id: ReadId) {
+        let leader = self.raft.leader().map(|NodeId(id)| id);
+        for read in self.reads.remove(&id).unwrap_or_default() {
+            self.answer_later(read.reply_to, What::Refuse(Refusal::NotLeader { leader }));
+        }
+    }
+
+    /// Answers every read whose index the store has reached.
+    pub(super) fn answer_reads(&mut self, replies: &mut dyn Replies) {
+        let applied = self.store.revision();
+        if self.ready.is_empty() {
+            return;
+        }
+        let reader = self.store.reader();
+        let (now, later) = std::mem::take(&mut self.ready)
+            .into_iter()
+            .partition(|&(index, _)| index <= applied);
+        self.ready = later;
+        let now: Vec<(Index, Vec<WaitingRead>)> = now;
+        for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
+            match what {
+                What::Get(key) => match reader.get(&key, applied) {
+                    Some(found) => {
+                        let revision = found.revision.0;
+                        replies.reply(reply_to, &Reply::Value { revision, value: found.value });
+                    }
+                    None => replies.reply(reply_to, &Reply::NotFound),
+                },
+                What::Scan => replies.scan(reply_to, reader.clone(), applied),
+                What::Refuse(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
+                What::Hello => replies.reply(reply_to, &Reply::Hello(self.hello())),
+                What::Status => replies.reply(reply_to, &Reply::Status(self.status())),
+            }
+        }
+    }
+
+    fn hello(&self) -> HelloReply {
+        HelloReply {
+            version: proto::PROTOCOL_VERSION,
+            node_id: self.raft.id().0,
+            leader: self.raft.leader().map(|NodeId(id)| id),
+            members: self.about.members.clone(),
+            value_bytes_max: self.about.value_bytes_max as u64,
+        }
+    }
+
+    /// How this node is.
+    pub fn status(&self) -> Status {
+        let hard = self.raft.hard_state();
+        let role = match self.raft.role() {
+            RoleKind::Follower => RoleName::Follower,
+            RoleKind::PreCandidate => RoleName::PreCandidate,
+            RoleKind::Candidate => RoleName::Candidate,
+            RoleKind::Leader => RoleName::Leader,
+        };
+        let peers = self.raft.followers().into_iter().map(|(id, match_index, alive)| PeerStatus {
+            id: id.0,
+            match_index: match_index.0,
+            alive,
+        });
+        Status {
+            node_id: self.raft.id().0,
+            name: self.about.name.clone(),
+            cluster: self.about.cluster.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role,
+            term: hard.term.0,
+            leader: self.raft.leader().map(|NodeId(id)| id),
+            commit_index: hard.commit_index.0,
+            applied_index: self.store.revision().0,
+            last_log_index: self.raft.last_index().0,
+            durable_index: self.raft.durable_index().0,
+            snapshot_index: self.snapshots.newest.as_ref().map_or(0, |at| at.index.0),
+            log_bytes: self.log.bytes(),
+            keys: self.store.keys(),
+            store_bytes: self.store.bytes(),
+            state_hash: self.store.state_hash(),
+            peers: peers.collect(),
+        }
+    }
+}
+
+/// The log's time is this fine; only the end of idle sessions depends on it.
+const CLOCK_EVERY_MS: u64 = 1000;
+/// How long a refused client should wait.
+const BUSY_RETRY_MS: u32 = 20;

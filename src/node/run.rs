@@ -1,0 +1,223 @@
+//! The threads of a node that are not tokio's: one syncs the log, one writes checkpoints.
+//!
+//! Both take work from a slot and ring a bell when they have something to report; the driver looks into
+//! [`Reports`] at its next turn. So a slow disk delays no heartbeat, read or tick.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::open::snapshots_dir;
+use super::{CheckpointJob, SnapshotAt};
+use crate::proto;
+use crate::store::snapshot::{self, SnapshotMeta};
+use crate::wal::{self, Ordinal, Persisted, Record, Writer};
+
+/// Called when a thread has something to report; must not block.
+pub type Bell = Arc<dyn Fn() + Send + Sync>;
+
+/// What the threads have to say.
+#[derive(Default)]
+pub struct Reports {
+    /// Finished syncs.
+    pub persisted: Vec<Persisted>,
+    /// Finished checkpoints, `None` for one that failed.
+    pub checkpoints: Vec<Option<SnapshotAt>>,
+    /// The log failed: nothing may be acknowledged any more.
+    pub failure: Option<wal::Error>,
+}
+
+/// Work for one thread, and its end.
+struct Slot<W> {
+    work: Mutex<(Vec<W>, bool)>,
+    ready: Condvar,
+}
+
+impl<W> Slot<W> {
+    fn new() -> Arc<Slot<W>> {
+        Arc::new(Slot { work: Mutex::new((Vec::new(), false)), ready: Condvar::new() })
+    }
+
+    fn put(&self, work: impl IntoIterator<Item = W>) {
+        lock(&self.work).0.extend(work);
+        self.ready.notify_one();
+    }
+
+    fn stop(&self) {
+        lock(&self.work).1 = true;
+        self.ready.notify_one();
+    }
+
+    /// All work there is; empty after `patience`; `None` once there is none and never will be.
+    fn take(&self, patience: Duration) -> Option<Vec<W>> {
+        let guard = lock(&self.work);
+        let (mut guard, _) = self
+            .ready
+            .wait_timeout_while(guard, patience, |(work, stopped)| work.is_empty() && !*stopped)
+            .unwrap_or_else(PoisonError::into_inner);
+        if guard.0.is_empty() && guard.1 {
+            return None;
+        }
+        Some(std::mem::take(&mut guard.0))
+    }
+}
+
+/// A panic elsewhere does not make a list of work invalid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The running threads; dropped without [`Threads::stop`] they end by themselves, unwatched.
+pub struct Threads {
+    sync: Arc<Slot<(Ordinal, Record)>>,
+    checkpoint: Arc<Slot<CheckpointJob>>,
+    reports: Arc<Mutex<Reports>>,
+    cancel: Arc<AtomicBool>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts both threads.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub fn start(
+        writer: Writer,
+        dir: &Path,
+        cluster: [u8; 16],
+        bell: Bell,
+    ) -> std::io::Result<Threads> {
+        let (sync, checkpoint) = (Slot::new(), Slot::new());
+        let reports = Arc::new(Mutex::new(Reports::default()));
+        let cancel = Arc::new(AtomicBool::new(false));
+        let mut handles = Vec::new();
+        let (slot, report, ring) = (Arc::clone(&sync), Arc::clone(&reports), Arc::clone(&bell));
+        handles.push(spawn("sync", move || run_sync(writer, &slot, &report, &ring))?);
+        let slot = Arc::clone(&checkpoint);
+        let mut checkpointer = Checkpointer {
+            dir: snapshots_dir(dir),
+            cluster,
+            reports: Arc::clone(&reports),
+            cancel: Arc::clone(&cancel),
+            bell,
+        };
+        handles.push(spawn("checkpoint", move || checkpointer.run(&slot))?);
+        Ok(Threads { sync, checkpoint, reports, cancel, handles })
+    }
+
+    /// Gives work to the sync thread; the order is kept.
+    pub fn sync(&self, work: Vec<(Ordinal, Record)>) {
+        if !work.is_empty() {
+            self.sync.put(work);
+        }
+    }
+
+    /// Gives work to the checkpoint thread.
+    pub fn checkpoint(&self, job: CheckpointJob) {
+        self.checkpoint.put([job]);
+    }
+
+    /// What was reported since the last call.
+    pub fn take_reports(&self) -> Reports {
+        std::mem::take(&mut lock(&self.reports))
+    }
+
+    /// Finishes what was given to the sync thread, gives up on checkpoints, and waits for both.
+    pub fn stop(self) -> Reports {
+        self.cancel.store(true, Ordering::Relaxed);
+        self.sync.stop();
+        self.checkpoint.stop();
+        for handle in self.handles {
+            if handle.join().is_err() {
+                tracing::error!("a thread ended in a panic");
+            }
+        }
+        std::mem::take(&mut lock(&self.reports))
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+fn run_sync(
+    mut writer: Writer,
+    slot: &Slot<(Ordinal, Record)>,
+    reports: &Mutex<Reports>,
+    bell: &Bell,
+) {
+    while let Some(work) = slot.take(IDLE) {
+        let result = if work.is_empty() {
+            writer.idle().map(|()| None)
+        } else {
+            writer.write_and_sync(work).map(Some)
+        };
+        match result {
+            Ok(Some(persisted)) => lock(reports).persisted.push(persisted),
+            Ok(None) => continue,
+            Err(error) => {
+                lock(reports).failure = Some(error);
+                bell();
+                return;
+            }
+        }
+        bell();
+    }
+    if let Err(error) = writer.idle() {
+        tracing::error!(%error, "the log could not be closed cleanly");
+    }
+}
+
+struct Checkpointer {
+    dir: PathBuf,
+    cluster: [u8; 16],
+    reports: Arc<Mutex<Reports>>,
+    cancel: Arc<AtomicBool>,
+    bell: Bell,
+}
+
+impl Checkpointer {
+    fn run(&mut self, slot: &Slot<CheckpointJob>) {
+        while let Some(jobs) = slot.take(Duration::from_secs(3600)) {
+            for job in jobs {
+                let done = self.write(job);
+                lock(&self.reports).checkpoints.push(done);
+                (self.bell)();
+            }
+        }
+    }
+
+    /// Writes one checkpoint and removes all but the two newest.
+    fn write(&self, job: CheckpointJob) -> Option<SnapshotAt> {
+        let CheckpointJob { checkpoint, at, membership } = job;
+        let mut encoded = Vec::new();
+        proto::encode(&membership, &mut encoded);
+        let meta = SnapshotMeta {
+            cluster: self.cluster,
+            index: at.index,
+            term: at.term,
+            membership: encoded,
+        };
+        match checkpoint.write(&self.dir, &meta, &self.cancel) {
+            Ok(info) => {
+                tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
+                if let Err(error) = snapshot::retain(&self.dir, SNAPSHOTS_KEPT) {
+                    tracing::warn!(%error, "an old snapshot could not be removed");
+                }
+                Some(at)
+            }
+            Err(_) if self.cancel.load(Ordering::Relaxed) => None,
+            Err(error) => {
+                tracing::error!(%error, "the snapshot at index {} failed", at.index);
+                None
+            }
+        }
+    }
+}
+
+/// The log's mark is brought up to date when nothing was written for this long.
+const IDLE: Duration = Duration::from_millis(100);
+/// The newest may be damaged, so the one before it stays, with the log after it.
+const SNAPSHOTS_KEPT: usize = 2;

@@ -1,0 +1,46 @@
+//! What nodes send each other.
+//!
+//! - A `Raft` frame is the postcard encoding of a [`Message`], followed, in an `AppendEntries`, by the
+//!   entries in the form in which the log shares them (see `wal`): encoded once, sent to all.
+//! - A snapshot goes on a bidirectional stream of its own: one `Snapshot` frame with a
+//!   [`SnapshotHeader`], then `SnapshotChunk` frames with the file's bytes in order, answered by one
+//!   `SnapshotDone` frame with a [`SnapshotDone`].
+
+use serde::{Deserialize, Serialize};
+
+use super::Malformed;
+use crate::raft::{Index, Message, Term};
+
+/// What is coming on a snapshot stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotHeader {
+    /// The sender's term.
+    pub term: Term,
+    /// The last entry that the snapshot covers.
+    pub index: Index,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDone {
+    /// Whether the receiver has it now, or something newer.
+    pub installed: bool,
+}
+
+/// Bytes of a snapshot file in one frame.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 64 << 10;
+
+/// Appends the encoding of a message, without its entries, to `buffer`.
+pub fn encode_message(message: &Message, buffer: &mut Vec<u8>) {
+    super::encode(message, buffer);
+}
+
+/// Decodes a message; what follows it, the entries, is the rest.
+///
+/// # Errors
+/// [`Malformed`] if the bytes do not begin with a message.
+pub fn decode_message(bytes: &[u8]) -> Result<(Message, &[u8]), Malformed> {
+    postcard::take_from_bytes(bytes).map_err(|_| Malformed("message between nodes"))
+}

@@ -1,0 +1,29 @@
+//! Who may do what: one function over what a request wants, and no second path around it.
+
+use crate::pki::{Role, Who};
+use crate::proto::client::Refusal;
+use crate::proto::frame::FrameKind;
+
+/// Whether this identity may send this kind of request.
+///
+/// # Errors
+/// The refusal to answer with.
+pub(super) fn authorise(who: &Who, kind: FrameKind) -> Result<(), Refusal> {
+    let writes = match kind {
+        FrameKind::Write => true,
+        FrameKind::Hello | FrameKind::Get | FrameKind::Scan | FrameKind::Status => false,
+        FrameKind::Reply
+        | FrameKind::Raft
+        | FrameKind::Snapshot
+        | FrameKind::SnapshotChunk
+        | FrameKind::SnapshotDone => {
+            return Err(Refusal::Invalid { reason: "not a request".to_owned() });
+        }
+    };
+    match who {
+        Who::Client { role: Role::ReadOnly, .. } if writes => {
+            Err(Refusal::Denied { role: "readonly".to_owned() })
+        }
+        Who::Client { .. } | Who::Node { .. } => Ok(()),
+    }
+}

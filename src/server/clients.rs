@@ -1,0 +1,186 @@
+//! Client connections: frames in, rights and limits checked, one hand-over to the node per read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+
+use super::authorise::authorise;
+use super::scan;
+use super::shared::Shared;
+use crate::node::{ReplyTo, Request, RequestBody};
+use crate::pki::Who;
+use crate::proto::client::{Get, Hello, Refusal, Reply, Scan};
+use crate::proto::command::key_is_valid;
+use crate::proto::frame::{Frame, FrameKind, encode_frame};
+use crate::proto::limits::{FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
+use crate::proto::{self, PROTOCOL_VERSION};
+use crate::quic::{self, FrameReader, FrameWriter, PortKind};
+
+/// What every connection needs.
+pub(super) struct Clients {
+    pub(super) shared: Arc<Shared>,
+    pub(super) cluster: String,
+    pub(super) value_bytes_max: usize,
+    pub(super) connections: AtomicUsize,
+}
+
+impl Clients {
+    /// Accepts clients for as long as the endpoint lives.
+    pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
+        while let Some(incoming) = endpoint.accept().await {
+            if self.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+                incoming.refuse();
+                continue;
+            }
+            self.connections.fetch_add(1, Ordering::Relaxed);
+            let clients = Arc::clone(&self);
+            tokio::spawn(async move {
+                match quic::accept(incoming, PortKind::Client, &clients.cluster).await {
+                    Ok((connection, identity)) => clients.serve(connection, identity.who).await,
+                    Err(error) => {
+                        tracing::warn!("refused a connection to the client port: {error}");
+                    }
+                }
+                clients.connections.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, connection: Connection, who: Who) {
+        let who = Arc::new(who);
+        while let Ok((send, recv)) = connection.accept_bi().await {
+            let (clients, who) = (Arc::clone(self), Arc::clone(&who));
+            let connection = connection.clone();
+            tokio::spawn(async move {
+                if let Err(error) = clients.serve_stream(send, recv, &who).await {
+                    tracing::debug!("a client is cut off: {error}");
+                    connection.close(2_u32.into(), b"malformed frame");
+                }
+            });
+        }
+    }
+
+    async fn serve_stream(
+        &self,
+        send: SendStream,
+        recv: RecvStream,
+        who: &Who,
+    ) -> Result<(), quic::Error> {
+        let writer = FrameWriter::new(REPLY_BYTES_MAX + self.value_bytes_max);
+        tokio::spawn(writer.clone().drive(send));
+        let stream = self.shared.open_stream(writer.clone());
+        let frame_bytes_max = self.value_bytes_max + FRAME_OVERHEAD_BYTES_MAX;
+        let mut reader = FrameReader::new(recv, frame_bytes_max);
+        let mut frames = Vec::new();
+        loop {
+            let read = reader.read_batch(&mut frames).await;
+            let requests = frames
+                .drain(..)
+                .filter_map(|frame| self.take_frame(frame, stream, who, &writer))
+                .collect();
+            for busy in self.shared.request(requests) {
+                refuse(&writer, busy, Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
+            }
+            match read {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.shared.end_stream(stream);
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.shared.drop_stream(stream);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Turns a frame into a request and its weight, or answers it here.
+    fn take_frame(
+        &self,
+        frame: Frame,
+        stream: u64,
+        who: &Who,
+        writer: &FrameWriter,
+    ) -> Option<(Request, usize)> {
+        let reply_to = ReplyTo { stream, request_id: frame.request_id };
+        let bytes = frame.body.len() + REQUEST_OVERHEAD_BYTES;
+        match authorise(who, frame.kind).and_then(|()| self.decode(frame, reply_to, writer)) {
+            Ok(body) => Some((Request { reply_to, body }, bytes)),
+            Err(refusal) => {
+                refuse(writer, reply_to, refusal);
+                None
+            }
+        }
+    }
+
+    fn decode(
+        &self,
+        frame: Frame,
+        reply_to: ReplyTo,
+        writer: &FrameWriter,
+    ) -> Result<RequestBody, Refusal> {
+        let invalid = |reason: String| Refusal::Invalid { reason };
+        let malformed = |error: proto::Malformed| Refusal::Invalid { reason: error.to_string() };
+        match frame.kind {
+            FrameKind::Hello => {
+                let hello: Hello = proto::decode(&frame.body, "hello").map_err(malformed)?;
+                if hello.version < PROTOCOL_VERSION {
+                    let version = hello.version;
+                    return Err(invalid(format!("version {version} of the protocol is too old")));
+                }
+                Ok(RequestBody::Hello)
+            }
+            FrameKind::Write => Ok(RequestBody::Write(frame.body)),
+            FrameKind::Get => {
+                let get: Get<'_> = proto::decode(&frame.body, "get").map_err(malformed)?;
+                if get.key.is_empty() {
+                    return Err(invalid("the key is empty".to_owned()));
+                }
+                if !key_is_valid(get.key) {
+                    return Err(Refusal::TooLarge { limit: KEY_BYTES_MAX as u64 });
+                }
+                let key = Bytes::copy_from_slice(get.key);
+                Ok(RequestBody::Get { key, consistency: get.consistency })
+            }
+            FrameKind::Scan => {
+                let scan: Scan<'_> = proto::decode(&frame.body, "scan").map_err(malformed)?;
+                let consistency = scan.consistency;
+                let plan = scan::Plan::new(&scan, reply_to);
+                let ready = self.shared.wait_for_scan(reply_to);
+                tokio::spawn(scan::run(plan, ready, writer.clone()));
+                Ok(RequestBody::Scan { consistency })
+            }
+            FrameKind::Status => Ok(RequestBody::Status),
+            FrameKind::Reply
+            | FrameKind::Raft
+            | FrameKind::Snapshot
+            | FrameKind::SnapshotChunk
+            | FrameKind::SnapshotDone => Err(invalid("not a request".to_owned())),
+        }
+    }
+}
+
+/// Answers a request that the node never sees.
+fn refuse(writer: &FrameWriter, to: ReplyTo, refusal: Refusal) {
+    let pushed = writer.push(|buffer| {
+        encode_frame(buffer, FrameKind::Reply, to.request_id, |body| {
+            proto::encode(&Reply::Refused(refusal), body);
+        });
+    });
+    if pushed.is_err() {
+        // Full or gone: a client that does not read its answers loses them.
+        writer.close();
+    }
+}
+
+/// Connections of clients; more are refused.
+const CONNECTIONS_MAX: usize = 4096;
+/// Answers that wait to be read by one stream's client, besides one value of the greatest length.
+const REPLY_BYTES_MAX: usize = 16 << 20;
+/// What a waiting request costs beside its bytes.
+const REQUEST_OVERHEAD_BYTES: usize = 128;
+/// How long a refused client should wait.
+const BUSY_RETRY_MS: u32 = 20;

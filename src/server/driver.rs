@@ -1,0 +1,143 @@
+//! Drives the node's turns on the runtime's thread, in the order of `design.md` 6: drain, step, append,
+//! wake the sync thread, queue for peers, let the links send; then apply and reply. There is no timer
+//! but the tick: a turn takes whatever arrived, so batches grow with load by themselves.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::peers::Links;
+use super::shared::Shared;
+use super::{Error, snapshots};
+use crate::node::run::Threads;
+use crate::node::{Input, Node, Output};
+use crate::raft::{NodeId, RoleKind};
+
+/// The unit of the core's time.
+pub(super) const TICK: Duration = Duration::from_millis(10);
+
+pub(super) struct Driver {
+    pub(super) node: Node,
+    pub(super) threads: Threads,
+    pub(super) shared: Arc<Shared>,
+    pub(super) links: Links,
+    pub(super) data: PathBuf,
+    pub(super) leader: Option<NodeId>,
+}
+
+impl Driver {
+    /// Runs turns until `shutdown`, then hands leadership on and stops cleanly.
+    ///
+    /// # Errors
+    /// The log's failure: nothing can be acknowledged after it.
+    pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let mut ticker = interval(TICK);
+        // After a pause time goes on from now: a burst of ticks would make a paused follower run for
+        // leader before it has read what arrived meanwhile.
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (mut input, mut output) = (Input::default(), Output::default());
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut give_up: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                () = self.shared.bell.notified() => {}
+                _ = ticker.tick() => input.ticks += 1,
+                () = &mut shutdown, if give_up.is_none() => {
+                    tracing::info!("stopping");
+                    give_up = Some(Instant::now() + STOP_PATIENCE);
+                    input.transfer = true;
+                }
+            }
+            self.turn(&mut input, &mut output).await?;
+            if let Some(deadline) = give_up
+                && (self.node.role() != RoleKind::Leader || Instant::now() >= deadline)
+            {
+                break;
+            }
+        }
+        self.links.flush().await;
+        match self.threads.stop().failure {
+            Some(error) => Err(Error::Log(error)),
+            None => Ok(()),
+        }
+    }
+
+    async fn turn(&mut self, input: &mut Input, output: &mut Output) -> Result<(), Error> {
+        let (ticks, transfer) = (input.ticks, input.transfer);
+        self.shared.take_input(input);
+        input.ticks += ticks;
+        input.transfer |= transfer;
+        let reports = self.threads.take_reports();
+        if let Some(error) = reports.failure {
+            return Err(Error::Log(error));
+        }
+        input.persisted = reports.persisted;
+        input.checkpoints = reports.checkpoints;
+        input.now_ms =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+        self.node.step_in(input, output);
+        self.threads.sync(std::mem::take(&mut output.log_work));
+        let sends = !output.messages.is_empty();
+        self.links.send(output.messages.drain(..));
+        for to in output.send_snapshots.drain(..) {
+            let shared = Arc::clone(&self.shared);
+            snapshots::send(shared, self.links.connection(to), to, self.node.term(), &self.data);
+        }
+        if sends {
+            // The links' tasks run before the store does: replication never waits for applying.
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.node.step_out(output, &mut &*self.shared);
+        if let Some(job) = output.checkpoint.take() {
+            self.threads.checkpoint(job);
+        }
+        self.report(output);
+        match output.failure.take() {
+            Some(error) => Err(Error::Log(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells people what changed.
+    fn report(&mut self, output: &mut Output) {
+        for (term, role) in output.roles.drain(..) {
+            match role {
+                RoleKind::Leader => tracing::info!("leads in term {term}"),
+                RoleKind::Candidate => tracing::info!("runs for leader in term {term}"),
+                RoleKind::Follower | RoleKind::PreCandidate => {
+                    tracing::debug!("{role:?} in term {term}");
+                }
+            }
+        }
+        for (peer, index) in output.contradictions.drain(..) {
+            tracing::error!(
+                "{peer} contradicts what is committed here at index {index}: one of the two has lost \
+                 data; its entries are refused"
+            );
+        }
+        if self.node.leader() != self.leader {
+            self.leader = self.node.leader();
+            let own = self.node.role() == RoleKind::Leader;
+            match self.leader {
+                Some(leader) if !own => {
+                    let name = self.links.name_of(leader);
+                    tracing::info!("follows {name} in term {}", self.node.term());
+                }
+                Some(_) => {}
+                None => tracing::info!("has no leader"),
+            }
+        }
+        if std::mem::take(&mut output.again) {
+            self.shared.bell.notify_one();
+        }
+    }
+}
+
+/// How long a stopping leader waits for another to take over.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
+/// Rounds of other tasks between sending and applying.
+const YIELDS: usize = 4;

@@ -1,0 +1,118 @@
+//! Scans: each reads the store at one revision, page by page, as fast as its client takes the pages.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::shared::ScanReady;
+use crate::node::ReplyTo;
+use crate::proto;
+use crate::proto::client::{Reply, Row, Scan, ScanMode};
+use crate::proto::frame::{FrameKind, encode_frame};
+use crate::proto::limits::{SCAN_PAGE_BYTES, SCAN_PAGE_ROWS_MAX};
+use crate::quic::FrameWriter;
+
+/// What a scan returns, and to whom.
+pub(super) struct Plan {
+    reply_to: ReplyTo,
+    from: Vec<u8>,
+    to: Option<Vec<u8>>,
+    limit: u64,
+    reverse: bool,
+    mode: ScanMode,
+}
+
+impl Plan {
+    pub(super) fn new(scan: &Scan<'_>, reply_to: ReplyTo) -> Plan {
+        Plan {
+            reply_to,
+            from: scan.from.to_vec(),
+            to: scan.to.map(|to| to.to_vec()),
+            limit: scan.limit,
+            reverse: scan.reverse,
+            mode: scan.mode,
+        }
+    }
+}
+
+/// Where a scan stands between two pages.
+struct Place {
+    /// The last key that was returned.
+    after: Option<Vec<u8>>,
+    rows: u64,
+    is_over: bool,
+    more: bool,
+}
+
+/// Answers a scan once it may read; ends silently when the request was refused or the client is gone.
+pub(super) async fn run(plan: Plan, ready: oneshot::Receiver<ScanReady>, writer: FrameWriter) {
+    let Ok(ready) = ready.await else { return };
+    let mut place = Place { after: None, rows: 0, is_over: false, more: false };
+    while !place.is_over {
+        // A page a turn of the runtime: heartbeats pass between them.
+        tokio::task::yield_now().await;
+        while writer.queued_bytes() > QUEUED_BYTES_MAX {
+            if writer.is_closed() {
+                return;
+            }
+            tokio::time::sleep(QUEUE_PATIENCE).await;
+        }
+        let page = writer.push(|buffer| page(&plan, &ready, &mut place, buffer));
+        if page.is_err() {
+            return;
+        }
+    }
+    let end = Reply::ScanEnd { rows: place.rows, revision: ready.1.0, more: place.more };
+    let pushed = writer.push(|buffer| {
+        encode_frame(buffer, FrameKind::Reply, plan.reply_to.request_id, |body| {
+            proto::encode(&end, body);
+        });
+    });
+    if pushed.is_ok() {
+        writer.close();
+    }
+}
+
+/// Appends the next page to `buffer`, if it has rows.
+fn page(plan: &Plan, (reader, at): &ScanReady, place: &mut Place, buffer: &mut Vec<u8>) {
+    let mut from = plan.from.clone();
+    let mut to = plan.to.clone();
+    if let Some(after) = place.after.take() {
+        if plan.reverse {
+            to = Some(after);
+        } else {
+            from = after;
+            // The first key after `after`.
+            from.push(0);
+        }
+    }
+    let (mut rows, mut bytes, mut scanned) = (Vec::new(), 0, 0);
+    place.is_over = true;
+    for row in reader.scan(&from, to.as_deref(), plan.reverse, *at) {
+        if place.rows >= plan.limit {
+            place.more = true;
+            break;
+        }
+        if scanned >= SCAN_PAGE_ROWS_MAX || bytes >= SCAN_PAGE_BYTES {
+            place.is_over = false;
+            break;
+        }
+        place.rows += 1;
+        scanned += 1;
+        place.after = Some(row.key.to_vec());
+        let value = if plan.mode == ScanMode::Rows { row.value } else { &[] };
+        if plan.mode != ScanMode::Count {
+            bytes += row.key.len() + value.len() + 16;
+            rows.push(Row { key: row.key, value, revision: row.revision.0 });
+        }
+    }
+    if !rows.is_empty() {
+        encode_frame(buffer, FrameKind::Reply, plan.reply_to.request_id, |body| {
+            proto::encode(&Reply::Rows(rows), body);
+        });
+    }
+}
+
+/// Pages that wait for a slow client; the scan waits with it.
+const QUEUED_BYTES_MAX: usize = 256 << 10;
+const QUEUE_PATIENCE: Duration = Duration::from_millis(2);

@@ -1,0 +1,180 @@
+//! What connections and the node's turns share: the input that is filling up, the bell, and the streams
+//! that wait for answers. Locked only for moments, never across an await.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::node::{Input, ReceivedSnapshot, Replies, ReplyTo, Request};
+use crate::proto::client::Reply;
+use crate::proto::frame::{FrameKind, encode_frame};
+use crate::quic::FrameWriter;
+use crate::raft::{Index, Message, NodeId};
+use crate::store::Reader;
+use crate::wal::Batch;
+
+/// A scan may read with this reader at this revision.
+pub(super) type ScanReady = (Reader, Index);
+
+#[derive(Default)]
+pub(super) struct Shared {
+    input: Mutex<Input>,
+    /// Rung when there is input.
+    pub(super) bell: Notify,
+    /// Rung when a turn has taken the input.
+    drained: Notify,
+    streams: Mutex<HashMap<u64, Stream>>,
+    scans: Mutex<HashMap<ReplyTo, oneshot::Sender<ScanReady>>>,
+    next_stream: AtomicU64,
+}
+
+/// A client's stream, as answers see it.
+struct Stream {
+    writer: FrameWriter,
+    /// Questions without an answer yet.
+    pending: usize,
+    /// The client asks nothing more here.
+    ending: bool,
+}
+
+/// Nothing is left half done under these locks that a panic could break.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Moves everything that arrived into `input`, which must be empty.
+    pub(super) fn take_input(&self, input: &mut Input) {
+        std::mem::swap(&mut *lock(&self.input), input);
+        self.drained.notify_waiters();
+    }
+
+    /// Changes the input and rings.
+    pub(super) fn tell(&self, change: impl FnOnce(&mut Input)) {
+        change(&mut lock(&self.input));
+        self.bell.notify_one();
+    }
+
+    /// Hands in what a peer sent; waits while too much is waiting already, which holds the peer back.
+    pub(super) async fn receive(&self, messages: &mut Vec<(Message, Option<Batch>)>) {
+        loop {
+            let drained = self.drained.notified();
+            if lock(&self.input).messages.len() < PEER_MESSAGES_MAX {
+                break;
+            }
+            drained.await;
+        }
+        self.tell(|input| input.messages.append(messages));
+    }
+
+    /// Hands in a snapshot that a leader sent.
+    pub(super) fn receive_snapshot(&self, snapshot: ReceivedSnapshot) {
+        self.tell(|input| input.snapshots_received.push(snapshot));
+    }
+
+    pub(super) fn snapshot_sent(&self, to: NodeId, index: Option<Index>) {
+        self.tell(|input| input.snapshots_sent.push((to, index)));
+    }
+
+    /// Hands in the requests of one read of a stream; gives back what does not fit.
+    pub(super) fn request(&self, requests: Vec<(Request, usize)>) -> Vec<ReplyTo> {
+        let mut refused = Vec::new();
+        let mut accepted = HashMap::<u64, usize>::new();
+        {
+            let mut input = lock(&self.input);
+            for (request, bytes) in requests {
+                let is_full = input.requests.len() >= REQUESTS_MAX
+                    || input.request_bytes + bytes > REQUEST_BYTES_MAX;
+                if is_full {
+                    refused.push(request.reply_to);
+                } else {
+                    *accepted.entry(request.reply_to.stream).or_default() += 1;
+                    input.request_bytes += bytes;
+                    input.requests.push(request);
+                }
+            }
+            let mut streams = lock(&self.streams);
+            for (stream, count) in accepted {
+                if let Some(stream) = streams.get_mut(&stream) {
+                    stream.pending += count;
+                }
+            }
+        }
+        self.bell.notify_one();
+        refused
+    }
+
+    /// Registers a stream under a new number.
+    pub(super) fn open_stream(&self, writer: FrameWriter) -> u64 {
+        let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
+        lock(&self.streams).insert(id, Stream { writer, pending: 0, ending: false });
+        id
+    }
+
+    /// The client asks nothing more on this stream; it ends with its last answer.
+    pub(super) fn end_stream(&self, id: u64) {
+        let mut streams = lock(&self.streams);
+        if let Some(stream) = streams.get_mut(&id) {
+            stream.ending = true;
+            if stream.pending == 0 {
+                stream.writer.close();
+                streams.remove(&id);
+            }
+        }
+    }
+
+    /// The stream is broken: nobody reads its answers.
+    pub(super) fn drop_stream(&self, id: u64) {
+        if let Some(stream) = lock(&self.streams).remove(&id) {
+            stream.writer.close();
+        }
+        lock(&self.scans).retain(|reply_to, _| reply_to.stream != id);
+    }
+
+    /// Registers a scan that waits for its turn to read.
+    pub(super) fn wait_for_scan(&self, reply_to: ReplyTo) -> oneshot::Receiver<ScanReady> {
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.scans).insert(reply_to, sender);
+        receiver
+    }
+}
+
+/// Answers go into the buffers of their streams, which are written when the turn is over.
+impl Replies for &Shared {
+    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
+        lock(&self.scans).remove(&to);
+        let mut streams = lock(&self.streams);
+        let Some(stream) = streams.get_mut(&to.stream) else { return };
+        let pushed = stream.writer.push(|buffer| {
+            encode_frame(buffer, FrameKind::Reply, to.request_id, |body| {
+                crate::proto::encode(reply, body);
+            });
+        });
+        stream.pending = stream.pending.saturating_sub(1);
+        let is_over = stream.ending && stream.pending == 0;
+        // A client that does not read its answers loses the stream, not the node its memory.
+        if pushed.is_err() || is_over {
+            stream.writer.close();
+            streams.remove(&to.stream);
+        }
+    }
+
+    fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index) {
+        if let Some(waiting) = lock(&self.scans).remove(&to) {
+            // The scan's task may have ended with its connection.
+            let _ = waiting.send((reader, at));
+        }
+        if let Some(stream) = lock(&self.streams).get_mut(&to.stream) {
+            stream.pending = stream.pending.saturating_sub(1);
+        }
+    }
+}
+
+/// Messages of peers that wait for a turn; their readers stop reading above it.
+const PEER_MESSAGES_MAX: usize = 4096;
+/// Requests that wait for a turn; more are refused as `Busy`.
+const REQUESTS_MAX: usize = 65_536;
+/// Bytes of requests that wait for a turn; more are refused as `Busy`.
+const REQUEST_BYTES_MAX: usize = 256 << 20;

@@ -1,0 +1,221 @@
+//! Snapshots between nodes, both ends: the file's bytes on a stream of their own, at the lowest
+//! priority, so that nothing waits behind them. The receiver verifies before it says that it has them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use quinn::{Connection, RecvStream, SendStream};
+
+use super::shared::Shared;
+use crate::node::{ReceivedSnapshot, SnapshotAt};
+use crate::proto::frame::{Frame, FrameKind, encode_frame};
+use crate::proto::limits::FRAME_OVERHEAD_BYTES_MAX;
+use crate::proto::peer::{SNAPSHOT_CHUNK_BYTES, SnapshotDone, SnapshotHeader};
+use crate::proto::{self, Malformed};
+use crate::quic::{self, FrameReader};
+use crate::raft::{Index, Membership, NodeId, Term};
+use crate::store::{self, Store, snapshot};
+
+/// Why a snapshot did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("there is no connection")]
+    NotConnected,
+    #[error("there is no snapshot to send")]
+    None,
+    #[error(transparent)]
+    Transport(#[from] quic::Error),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the stream broke: {0}")]
+    Write(#[from] quinn::WriteError),
+    #[error("a transfer from another node is under way")]
+    Busy,
+    #[error("the transfer has {got} bytes instead of {expected}")]
+    Length { got: u64, expected: u64 },
+    #[error("the snapshot is of another cluster")]
+    Foreign,
+    #[error("the receiver did not take it")]
+    Refused,
+}
+
+/// Sends the newest snapshot to a peer, in a task of its own, and reports the end.
+pub(super) fn send(
+    shared: Arc<Shared>,
+    connection: Option<Connection>,
+    to: NodeId,
+    term: Term,
+    data: &Path,
+) {
+    let dir = data.join("snapshots");
+    tokio::spawn(async move {
+        let sent = match connection {
+            Some(connection) => send_to(&connection, term, dir).await,
+            None => Err(Error::NotConnected),
+        };
+        match &sent {
+            Ok(index) => tracing::info!("sent the snapshot at index {index} to {to}"),
+            Err(Error::NotConnected) => {}
+            Err(error) => tracing::warn!("the snapshot for {to} did not arrive: {error}"),
+        }
+        shared.snapshot_sent(to, sent.ok());
+    });
+}
+
+async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<Index, Error> {
+    let newest = blocking(move || snapshot::list(&dir)).await??.pop().ok_or(Error::None)?;
+    let (index, mut file) = (newest.index, std::fs::File::open(&newest.path)?);
+    let bytes = file.metadata()?.len();
+    let (mut stream, answer) = connection.open_bi().await.map_err(quic::Error::from)?;
+    // Fails only for a closed stream, which the first write reports.
+    let _ = stream.set_priority(SNAPSHOT_PRIORITY);
+    let mut buffer = Vec::new();
+    encode_frame(&mut buffer, FrameKind::Snapshot, 0, |body| {
+        proto::encode(&SnapshotHeader { term, index, bytes }, body);
+    });
+    stream.write_all(&buffer).await?;
+    loop {
+        let read = blocking(move || {
+            let mut chunk = vec![0; SNAPSHOT_CHUNK_BYTES];
+            let count = io::Read::read(&mut file, &mut chunk)?;
+            chunk.truncate(count);
+            Ok::<_, io::Error>((file, chunk))
+        });
+        let (returned, chunk) = read.await??;
+        file = returned;
+        if chunk.is_empty() {
+            break;
+        }
+        buffer.clear();
+        encode_frame(&mut buffer, FrameKind::SnapshotChunk, 0, |body| {
+            body.extend_from_slice(&chunk);
+        });
+        stream.write_all(&buffer).await?;
+    }
+    // Fails only if the receiver gave up, which the missing answer says as well.
+    let _ = stream.finish();
+    let mut reader = FrameReader::new(answer, FRAME_OVERHEAD_BYTES_MAX);
+    let frame = Frames::default().next(&mut reader).await?;
+    let done: SnapshotDone = proto::decode(&frame.body, "snapshot answer")?;
+    if done.installed { Ok(index) } else { Err(Error::Refused) }
+}
+
+/// Takes in snapshots, one at a time.
+pub(super) struct Receiver {
+    dir: PathBuf,
+    cluster: String,
+    cluster_id: [u8; 16],
+    busy: tokio::sync::Mutex<()>,
+}
+
+impl Receiver {
+    pub(super) fn new(data: &Path, cluster: String, cluster_id: [u8; 16]) -> Receiver {
+        let dir = data.join("snapshots");
+        Receiver { dir, cluster, cluster_id, busy: tokio::sync::Mutex::new(()) }
+    }
+
+    /// The cluster's name.
+    pub(super) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// Takes in one snapshot and answers whether it is here, whole and good.
+    pub(super) async fn receive(
+        &self,
+        mut send: SendStream,
+        recv: RecvStream,
+        from: NodeId,
+        shared: &Shared,
+    ) {
+        let result = match self.busy.try_lock() {
+            Ok(_guard) => self.take(recv, from).await,
+            Err(_) => Err(Error::Busy),
+        };
+        let installed = match result {
+            Ok(snapshot) => {
+                tracing::info!("received the snapshot at index {} from {from}", snapshot.at.index);
+                shared.receive_snapshot(snapshot);
+                true
+            }
+            Err(error) => {
+                tracing::warn!("no snapshot from {from}: {error}");
+                false
+            }
+        };
+        let mut buffer = Vec::new();
+        encode_frame(&mut buffer, FrameKind::SnapshotDone, 0, |body| {
+            proto::encode(&SnapshotDone { installed }, body);
+        });
+        // A sender that is gone asks again.
+        if send.write_all(&buffer).await.is_ok() && send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
+    }
+
+    async fn take(&self, recv: RecvStream, from: NodeId) -> Result<ReceivedSnapshot, Error> {
+        let mut reader = FrameReader::new(recv, SNAPSHOT_CHUNK_BYTES + FRAME_OVERHEAD_BYTES_MAX);
+        let mut frames = Frames::default();
+        let first = frames.next(&mut reader).await?;
+        if first.kind != FrameKind::Snapshot {
+            return Err(Malformed("snapshot").into());
+        }
+        let header: SnapshotHeader = proto::decode(&first.body, "snapshot header")?;
+        let dir = self.dir.clone();
+        let mut incoming = blocking(move || snapshot::Incoming::create(&dir)).await??;
+        let mut got = 0_u64;
+        while got < header.bytes {
+            let chunk = frames.next(&mut reader).await?;
+            got += chunk.body.len() as u64;
+            if chunk.kind != FrameKind::SnapshotChunk || chunk.body.is_empty() || got > header.bytes {
+                return Err(Error::Length { got, expected: header.bytes });
+            }
+            incoming = blocking(move || incoming.write(&chunk.body).map(|()| incoming)).await??;
+        }
+        let cluster = self.cluster_id;
+        let (store, meta) = blocking(move || -> Result<(Store, snapshot::SnapshotMeta), Error> {
+            let path = incoming.finish(&cluster)?;
+            Ok(Store::load(&path, store::Options::default())?)
+        })
+        .await??;
+        if meta.cluster != cluster {
+            return Err(Error::Foreign);
+        }
+        let membership: Membership = proto::decode(&meta.membership, "membership")?;
+        let at = SnapshotAt { index: meta.index, term: meta.term };
+        Ok(ReceivedSnapshot { from, term: header.term, at, membership, store })
+    }
+}
+
+/// Frames one by one.
+#[derive(Default)]
+struct Frames {
+    batch: std::collections::VecDeque<Frame>,
+}
+
+impl Frames {
+    async fn next(&mut self, reader: &mut FrameReader) -> Result<Frame, Error> {
+        let mut frames = Vec::new();
+        while self.batch.is_empty() {
+            if !reader.read_batch(&mut frames).await? && frames.is_empty() {
+                return Err(Malformed("snapshot: the stream ended early").into());
+            }
+            self.batch.extend(frames.drain(..));
+        }
+        self.batch.pop_front().ok_or(Error::Malformed(Malformed("snapshot")))
+    }
+}
+
+/// Runs file work beside the node's turns.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, io::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+}
+
+/// Nothing ever waits behind a snapshot.
+const SNAPSHOT_PRIORITY: i32 = -10;
