@@ -34,12 +34,14 @@ pub enum FrameKind {
     Status = 5,
     /// [`super::client::Reply`].
     Reply = 6,
-    /// A peer's first frame on each stream: who speaks.
-    PeerHello = 16,
-    /// A message of the consensus protocol between nodes.
-    Raft = 17,
-    /// A piece of a snapshot file between nodes.
+    /// A message of the consensus protocol, see [`super::peer`].
+    Raft = 16,
+    /// [`super::peer::SnapshotHeader`]: a snapshot follows.
+    Snapshot = 17,
+    /// A piece of a snapshot file.
     SnapshotChunk = 18,
+    /// [`super::peer::SnapshotDone`].
+    SnapshotDone = 19,
 }
 
 impl FrameKind {
@@ -51,9 +53,10 @@ impl FrameKind {
             4 => FrameKind::Scan,
             5 => FrameKind::Status,
             6 => FrameKind::Reply,
-            16 => FrameKind::PeerHello,
-            17 => FrameKind::Raft,
+            16 => FrameKind::Raft,
+            17 => FrameKind::Snapshot,
             18 => FrameKind::SnapshotChunk,
+            19 => FrameKind::SnapshotDone,
             _ => return None,
         })
     }

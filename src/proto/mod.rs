@@ -3,6 +3,7 @@
 //! - [`frame`]: `u32 len | u8 kind | u8 flags | u64 request_id | body`, little-endian; the same on every stream.
 //! - [`command`]: what is replicated. A client's `Write` frame carries exactly the bytes that become the log entry.
 //! - [`client`]: requests and replies between clients and nodes.
+//! - [`peer`]: messages between nodes.
 //! - [`limits`]: every number that bounds something on the wire.
 //!
 //! Decoders are total: any bytes give a value or a [`Malformed`], trailing bytes are an error, and nothing is allocated
@@ -13,6 +14,7 @@ pub mod client;
 pub mod command;
 pub mod frame;
 pub mod limits;
+pub mod peer;
 
 use serde::{Deserialize, Serialize};
 

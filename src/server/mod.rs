@@ -1,5 +1,211 @@
-//! The node as a server: peer links, client sessions, push-back.
+//! The node as a server: peer links, client connections, push-back, and the drive of the turns.
+//!
+//! **What it is for.** [`run`] is a whole node, from settings to graceful stop, on one current-thread
+//! runtime. Tasks of this module read frames from connections and hand them to the node's next turn;
+//! what a turn sends and answers goes into the buffers of the streams, each written at once.
+//!
+//! **What always holds.** Every queue has a bound and a rule: peers are held back, clients get `Busy`,
+//! a client that does not read its answers loses its stream. Nobody gets here without a certificate of
+//! the cluster's CA; [`authorise`] is the only place where rights are decided.
+//!
+//! **What is left out.** Roles, terms and files: `node` has those. Forwarding writes to the leader: a
+//! client is told who leads.
 
+mod authorise;
+mod clients;
+mod driver;
+mod peers;
+mod scan;
 mod settings;
+mod shared;
+mod snapshots;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use settings::{LogIo, Member, Settings};
+
+use crate::disk::OsDisk;
+use crate::node::run::Threads;
+use crate::node::{About, OpenOptions, Opened};
+use crate::pki::{self, Credentials};
+use crate::proto::client::MemberInfo;
+use crate::quic::{self, PortKind};
+use crate::raft::{Config, Membership, NodeId};
+use crate::{node, wal};
+use clients::Clients;
+use driver::{Driver, TICK};
+use peers::Links;
+use shared::Shared;
+
+/// Why a node does not start, or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Certificates and keys.
+    #[error(transparent)]
+    Credentials(#[from] pki::Error),
+    /// Sockets.
+    #[error(transparent)]
+    Transport(#[from] quic::Error),
+    /// The data directory.
+    #[error(transparent)]
+    Data(#[from] node::Error),
+    /// The log failed while the node ran: it can acknowledge nothing any more.
+    #[error("the log failed, the node stops: {0}")]
+    Log(wal::Error),
+    /// The certificate is another node's.
+    #[error("the certificate of {certificate} cannot run the node {name}")]
+    WrongCertificate {
+        /// The name in the certificate.
+        certificate: String,
+        /// The name in the settings.
+        name: String,
+    },
+    /// The node is not in its own list of members.
+    #[error("{0} is not in the list of members")]
+    NotAMember(String),
+    /// The system gives no threads.
+    #[error("cannot start a thread: {0}")]
+    Threads(std::io::Error),
+}
+
+/// Makes the data directory of a new cluster's node.
+///
+/// # Errors
+/// If there is one already, or the disk says no.
+pub fn init(settings: &Settings) -> Result<(), Error> {
+    let credentials = load_credentials(settings)?;
+    let members = settings.members.iter().map(|member| NodeId(member.id));
+    node::init(&open_options(settings, &credentials)?, &Membership::of(members))?;
+    Ok(())
+}
+
+/// Runs a node until `shutdown` resolves; must be called on a current-thread tokio runtime.
+///
+/// # Errors
+/// See [`Error`]; nothing was acknowledged that could be lost by it.
+pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let credentials = Arc::new(load_credentials(&settings)?);
+    let options = open_options(&settings, &credentials)?;
+    let (own, cluster_id) = (options.raft.id, options.identity.cluster);
+    let cluster = credentials.identity().cluster.clone();
+    // Ports first: one that is taken should not cost a recovery.
+    let secret = credentials.derive_secret(b"quicraft stateless reset");
+    let bind = |kind, address| quic::server_endpoint(kind, address, &credentials, Some(secret));
+    let peer_endpoint = bind(PortKind::Peer, settings.peer_listen)?;
+    let client_endpoint = bind(PortKind::Client, settings.client_listen)?;
+
+    let Opened { node, writer, notes } = node::open(options)?;
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    let shared = Arc::new(Shared::default());
+    let bell = {
+        let shared = Arc::clone(&shared);
+        Arc::new(move || shared.bell.notify_one())
+    };
+    let threads =
+        Threads::start(writer, &settings.data, cluster_id, bell).map_err(Error::Threads)?;
+    let links = Links::start(&peer_endpoint, &credentials, &settings.members, own, &shared);
+    let receiver = snapshots::Receiver::new(&settings.data, cluster.clone(), cluster_id);
+    tokio::spawn(peers::accept(
+        peer_endpoint.clone(),
+        Arc::new(settings.members.clone()),
+        Arc::new(receiver),
+        Arc::clone(&shared),
+    ));
+    let clients = Arc::new(Clients {
+        shared: Arc::clone(&shared),
+        cluster,
+        value_bytes_max: settings.value_bytes_max,
+        connections: AtomicUsize::new(0),
+    });
+    tokio::spawn(clients.accept(client_endpoint.clone()));
+    tracing::info!(
+        "ready: applied index {}, clients at {}, peers at {}",
+        node.status().applied_index,
+        settings.client_listen,
+        settings.peer_listen
+    );
+    let driver = Driver { node, threads, shared, links, data: settings.data, leader: None };
+    let result = driver.run(shutdown).await;
+    for endpoint in [&peer_endpoint, &client_endpoint] {
+        endpoint.close(0_u32.into(), b"stopping");
+    }
+    let _ = tokio::time::timeout(CLOSE_PATIENCE, async {
+        peer_endpoint.wait_idle().await;
+        client_endpoint.wait_idle().await;
+    })
+    .await;
+    result
+}
+
+fn load_credentials(settings: &Settings) -> Result<Credentials, Error> {
+    let credentials = Credentials::load(&settings.certs, &settings.name)?;
+    let certificate = credentials.identity().to_string();
+    match &credentials.identity().who {
+        pki::Who::Node { name } if *name == settings.name => Ok(credentials),
+        pki::Who::Node { .. } | pki::Who::Client { .. } => {
+            Err(Error::WrongCertificate { certificate, name: settings.name.clone() })
+        }
+    }
+}
+
+fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOptions, Error> {
+    let own = settings.members.iter().find(|member| member.name == settings.name);
+    let id = own.map(|member| NodeId(member.id)).ok_or(Error::NotAMember(settings.name.clone()))?;
+    let ticks = |time: std::time::Duration| {
+        u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX).max(1)
+    };
+    let heartbeat_ticks = ticks(settings.heartbeat);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    let cluster = &credentials.identity().cluster;
+    let members = settings.members.iter().map(|member| MemberInfo {
+        id: member.id,
+        name: member.name.clone(),
+        client_address: member.client_address.clone(),
+    });
+    Ok(OpenOptions {
+        dir: settings.data.clone(),
+        disk: Arc::new(OsDisk::default()),
+        identity: wal::Identity { cluster: pki::cluster_id(cluster), node: id },
+        log: wal::Options {
+            segment_bytes: settings.segment_bytes,
+            io: match settings.log_io {
+                LogIo::Write => wal::Io::Write,
+                LogIo::Map => wal::Io::Map,
+            },
+        },
+        raft: Config {
+            id,
+            heartbeat_ticks,
+            election_ticks: ticks(settings.election_timeout).max(heartbeat_ticks + 1),
+            seed,
+            append_bytes_max: APPEND_BYTES_MAX,
+            append_entries_max: APPEND_ENTRIES_MAX,
+            window_bytes_max: WINDOW_BYTES_MAX,
+            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+        },
+        about: About {
+            name: settings.name.clone(),
+            cluster: cluster.clone(),
+            members: members.collect(),
+            value_bytes_max: settings.value_bytes_max,
+            store_bytes_max: settings.store_bytes_max,
+            snapshot_log_bytes: settings.snapshot_log_bytes,
+        },
+    })
+}
+
+/// How long a stopping node waits for its connections to end.
+const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(200);
+/// Bytes of entries in one message between nodes.
+const APPEND_BYTES_MAX: u64 = 256 << 10;
+/// Entries in one message between nodes.
+const APPEND_ENTRIES_MAX: usize = 4096;
+/// Bytes on their way to one follower.
+const WINDOW_BYTES_MAX: u64 = 4 << 20;
+/// Bytes proposed and not committed; above it clients get `Busy`.
+const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
