@@ -4,3 +4,5 @@ pub mod proto;
 pub mod raft;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+pub mod store;
