@@ -4,3 +4,5 @@ pub mod pki;
 pub mod proto;
 pub mod quic;
 pub mod raft;
+#[cfg(feature = "server")]
+pub mod store;

@@ -1,0 +1,209 @@
+//! One reserved region of memory in which everything of the store lies, and the only `unsafe` code of it (beside the
+//! two payload views in `records.rs`).
+//!
+//! **For:** records that link to each other by 32-bit offsets, written by one thread and read by any number of threads
+//! without a lock; and an image of them that is a file without any translation.
+//!
+//! **In and out:** [`Arena::reserve`] gives the shared half (loads) and the one [`ArenaWriter`] (allocation and
+//! stores). A record is some 8-byte *words*, which are only ever touched as atomics, and after them *payload* bytes,
+//! which are written before anyone knows the record's offset and never again.
+//!
+//! **Always:** what is allocated is never moved or freed while the arena lives; fresh words are zero; every access is
+//! bounds-checked, so that a damaged image can panic but not read foreign memory.
+//!
+//! **Left out:** freeing. Dead versions go when the node swaps to a compacted image.
+//!
+//! **More:** `design.md` section 5.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+use super::Error;
+
+/// A place in the arena in units of 8 bytes; 0 is "nothing".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Offset(pub(super) u32);
+
+impl Offset {
+    /// No record.
+    pub(super) const NULL: Offset = Offset(0);
+
+    pub(super) fn is_null(self) -> bool {
+        self == Offset::NULL
+    }
+
+    fn bytes(self) -> usize {
+        self.0 as usize * UNIT_BYTES
+    }
+}
+
+/// The granularity of offsets.
+pub(super) const UNIT_BYTES: usize = 8;
+/// The most that 32-bit offsets reach.
+pub(super) const ARENA_BYTES_MAX: u64 = (u32::MAX as u64) * UNIT_BYTES as u64;
+
+/// The region: loads only, from any thread.
+pub(super) struct Arena {
+    /// Keeps the region mapped. Its bytes are reached through raw pointers only.
+    map: MmapRaw,
+    /// Units handed out; the next record starts here.
+    used: AtomicU32,
+    /// The newest revision that readers may see.
+    published: AtomicU64,
+}
+
+/// The one handle that may allocate and store. Not `Clone`: that there is one is what makes the arena sound.
+pub(super) struct ArenaWriter {
+    arena: Arc<Arena>,
+}
+
+impl Arena {
+    /// Reserves address space; pages take memory when they are first written.
+    pub(super) fn reserve(bytes: u64) -> Result<ArenaWriter, Error> {
+        let bytes = bytes.clamp(ARENA_BYTES_MIN, ARENA_BYTES_MAX) & !(UNIT_BYTES as u64 - 1);
+        let fail = |source| Error::Reserve { bytes, source };
+        let len =
+            usize::try_from(bytes).map_err(|_| fail(std::io::ErrorKind::OutOfMemory.into()))?;
+        let map = MmapOptions::new().len(len).no_reserve_swap().map_anon().map_err(fail)?;
+        let map = MmapRaw::from(map);
+        // Huge pages doubled the tail latency of puts (`speed.md` 3). A kernel without them refuses: that is as good.
+        let _ = map.advise(Advice::NoHugePage);
+        let arena = Arena { map, used: AtomicU32::new(1), published: AtomicU64::new(0) };
+        Ok(ArenaWriter { arena: Arc::new(arena) })
+    }
+
+    /// Bytes handed out, with the reserved first unit.
+    pub(super) fn used_bytes(&self) -> u64 {
+        u64::from(self.used.load(Ordering::Relaxed)) * UNIT_BYTES as u64
+    }
+
+    /// Bytes that can be handed out at all.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// The newest revision that readers may see; all that happened up to it is visible to the caller.
+    pub(super) fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// Loads the `index`th 4 bytes of the record at `at`, and with it all that was stored before it.
+    pub(super) fn half(&self, at: Offset, index: usize) -> u32 {
+        self.half_ref(at, index).load(Ordering::Acquire)
+    }
+
+    /// Loads the `index`th 8 bytes of the record at `at`, and with it all that was stored before it.
+    pub(super) fn word(&self, at: Offset, index: usize) -> u64 {
+        self.word_ref(at, index).load(Ordering::Acquire)
+    }
+
+    fn half_ref(&self, at: Offset, index: usize) -> &AtomicU32 {
+        let pointer = self.pointer(at, index * 4, 4).cast::<AtomicU32>();
+        // SAFETY: in bounds (`pointer` checked it), aligned (the map is page-aligned, offsets are multiples of 8,
+        // `index * 4` of 4), initialised (anonymous memory is zero), and words are only touched as atomics of this
+        // size once they can be known to another thread (module docs; `records.rs` and `index.rs` hold to it).
+        unsafe { &*pointer }
+    }
+
+    fn word_ref(&self, at: Offset, index: usize) -> &AtomicU64 {
+        let pointer = self.pointer(at, index * 8, 8).cast::<AtomicU64>();
+        // SAFETY: as in `half_ref`, with a size and alignment of 8.
+        unsafe { &*pointer }
+    }
+
+    /// The payload of a record that has `words` words.
+    ///
+    /// # Safety
+    /// The record at `at` was allocated with `words` words and at least `len` payload bytes, and the caller learnt of
+    /// it through an acquiring load (or is the writer), so that the payload is complete and never written again.
+    pub(super) unsafe fn payload(&self, at: Offset, words: usize, len: usize) -> &[u8] {
+        let pointer = self.pointer(at, words * 8, len);
+        // SAFETY: in bounds (`pointer` checked it), initialised, and immutable from before publication on.
+        unsafe { std::slice::from_raw_parts(pointer, len) }
+    }
+
+    /// A pointer to `len` bytes, `skip` bytes after `at`.
+    fn pointer(&self, at: Offset, skip: usize, len: usize) -> *mut u8 {
+        let start = at.bytes() + skip;
+        assert!(
+            start + len <= self.map.len(),
+            "arena access at {start} of {len} bytes beyond {}",
+            self.map.len()
+        );
+        // SAFETY: `start + len` was just checked to lie in the map.
+        unsafe { self.map.as_mut_ptr().add(start) }
+    }
+}
+
+impl ArenaWriter {
+    /// The shared half.
+    pub(super) fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    /// A new record of `words` zero words and the `payload` parts after them; `None` if the arena is full.
+    pub(super) fn alloc(&mut self, words: usize, payload: &[&[u8]]) -> Option<Offset> {
+        let payload_bytes: usize = payload.iter().map(|part| part.len()).sum();
+        let units = u32::try_from(words + payload_bytes.div_ceil(UNIT_BYTES)).ok()?;
+        let used = self.arena.used.load(Ordering::Relaxed);
+        let end = used.checked_add(units)?;
+        if Offset(end).bytes() > self.arena.map.len() {
+            return None;
+        }
+        let mut skip = words * UNIT_BYTES;
+        for part in payload {
+            let to = self.arena.pointer(Offset(used), skip, part.len());
+            // SAFETY: `to` has room for the part (checked); the range lies above `used`, so no record, and therefore
+            // no reference and no part, overlaps it; `&mut self` keeps any other allocation away.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len()) };
+            skip += part.len();
+        }
+        self.arena.used.store(end, Ordering::Relaxed);
+        Some(Offset(used))
+    }
+
+    /// Stores the `index`th 4 bytes of the record at `at`, publishing all that was stored before.
+    pub(super) fn set_half(&mut self, at: Offset, index: usize, value: u32) {
+        self.arena.half_ref(at, index).store(value, Ordering::Release);
+    }
+
+    /// Stores the `index`th 8 bytes of the record at `at`, publishing all that was stored before.
+    pub(super) fn set_word(&mut self, at: Offset, index: usize, value: u64) {
+        self.arena.word_ref(at, index).store(value, Ordering::Release);
+    }
+
+    /// Lets readers see everything up to `revision`.
+    pub(super) fn publish(&mut self, revision: u64) {
+        self.arena.published.store(revision, Ordering::Release);
+    }
+
+    /// All that was handed out, as it goes into a file.
+    pub(super) fn image(&self) -> &[u8] {
+        let len = Offset(self.arena.used.load(Ordering::Relaxed)).bytes();
+        let pointer = self.arena.pointer(Offset::NULL, 0, len);
+        // SAFETY: in bounds and initialised. Only the one writer stores, and it is borrowed as long as the slice.
+        unsafe { std::slice::from_raw_parts(pointer, len) }
+    }
+
+    /// Makes the first `len` bytes an image that `fill` brings in. Only for an arena that nobody reads yet.
+    pub(super) fn restore(&mut self, len: u64) -> Result<&mut [u8], Error> {
+        let capacity = self.arena.capacity_bytes();
+        if len > capacity {
+            return Err(Error::ArenaTooSmall { bytes: capacity, needed: len });
+        }
+        assert_eq!(len % UNIT_BYTES as u64, 0, "an image is whole units");
+        let arena =
+            Arc::get_mut(&mut self.arena).expect("an arena is restored before it is shared");
+        let units = u32::try_from(len / UNIT_BYTES as u64).expect("at most the capacity");
+        arena.used = AtomicU32::new(units.max(1));
+        // SAFETY: `len` bytes are in bounds, and `get_mut` proved that no other reference to the arena exists.
+        Ok(unsafe { std::slice::from_raw_parts_mut(arena.map.as_mut_ptr(), len as usize) })
+    }
+}
+
+/// Room for the root record and a few keys.
+const ARENA_BYTES_MIN: u64 = 64 << 10;
+
+const _: () = assert!(usize::BITS >= 64, "the arena is larger than 32-bit address spaces");

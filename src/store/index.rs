@@ -1,0 +1,202 @@
+//! The hash index from key to node: linear hashing with chains through the nodes.
+//!
+//! **For:** point reads and overwrites, which never search the skiplist.
+//!
+//! **In and out:** [`find`] from any thread; [`insert`] by the writer, for new keys only (nodes are never removed).
+//!
+//! **Always:** a chain goes from later to earlier allocated nodes, so it can have no circle whatever a reader sees. The
+//! table grows by one bucket at a time: a split moves the nodes of one chain. A reader whose chain is split under its
+//! feet could miss a node; it sees that by the split number, which is odd during a split and never the same after it,
+//! and then asks the skiplist instead.
+//!
+//! **Left out:** shrinking; a compacted image has an index of its own size.
+//!
+//! Buckets are 4 bytes and lie in segments: the first has 64, each further as many as all before it together, and from
+//! 2^20 on all have 2^20. Fresh pages are not touched before they are used, so a new segment costs nothing.
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::arena::{Arena, ArenaWriter, Offset};
+use super::records::{self, Node};
+
+/// Makes the buckets of a new arena.
+pub(super) fn init(writer: &mut ArenaWriter) {
+    let words = FIRST_BUCKETS as usize / 2;
+    let at = writer.alloc(words, &[]).expect("the smallest arena has room for the first segment");
+    records::set_segment(writer, 0, at);
+}
+
+/// What a look-up found out.
+pub(super) enum Found<'a> {
+    /// The key's node.
+    Node(Node<'a>),
+    /// The key has no node.
+    Nothing,
+    /// The writer was changing this part of the index; ask the skiplist.
+    Disturbed,
+}
+
+/// Finds the node of `key`.
+pub(super) fn find<'a>(arena: &'a Arena, key: &[u8]) -> Found<'a> {
+    let sequence = records::split_sequence(arena);
+    let bucket = bucket_of(records::key_hash(arena, key), buckets(sequence));
+    let mut at = head(arena, bucket);
+    while let Some(node) = Node::at(arena, at) {
+        if node.key() == key {
+            return Found::Node(node);
+        }
+        at = node.next_in_bucket();
+    }
+    // Orders the loads above before the next one; pairs with the fence in `split`.
+    fence(Ordering::Acquire);
+    let undisturbed = sequence.is_multiple_of(2) && records::split_sequence(arena) == sequence;
+    if undisturbed { Found::Nothing } else { Found::Disturbed }
+}
+
+/// Adds the node of a new key; `keys` is the number of nodes with it.
+pub(super) fn insert(writer: &mut ArenaWriter, key: &[u8], node: Offset, keys: u64) {
+    let count = buckets(records::split_sequence(writer.arena()));
+    if keys * LOAD_BUCKETS > u64::from(count) * LOAD_KEYS {
+        split(writer, count);
+    }
+    let count = buckets(records::split_sequence(writer.arena()));
+    let bucket = bucket_of(records::key_hash(writer.arena(), key), count);
+    let first = head(writer.arena(), bucket);
+    records::set_next_in_bucket(writer, node, first);
+    set_head(writer, bucket, node);
+}
+
+/// Adds bucket number `count` and moves to it what belongs there. Does nothing if there is no room: the index gets
+/// slower, and the leader refuses growth long before.
+fn split(writer: &mut ArenaWriter, count: u32) {
+    if count >= BUCKETS_MAX || !grow(writer, count) {
+        return;
+    }
+    let sequence = records::split_sequence(writer.arena());
+    records::set_split_sequence(writer, sequence + 1);
+    // Orders the store above before those below; pairs with the fence in `find`.
+    fence(Ordering::Release);
+    let level = count.ilog2();
+    let from = count - (1 << level);
+    let arena = std::sync::Arc::clone(writer.arena());
+    let (mut stay, mut go) = (Vec::new(), Vec::new());
+    let mut at = head(&arena, from);
+    while let Some(node) = Node::at(&arena, at) {
+        let moves = bucket_of(records::key_hash(&arena, node.key()), count + 1) == count;
+        if moves {
+            go.push(at)
+        } else {
+            stay.push(at)
+        }
+        at = node.next_in_bucket();
+    }
+    chain(writer, count, &go);
+    chain(writer, from, &stay);
+    records::set_split_sequence(writer, sequence + 2);
+}
+
+/// Makes `nodes`, latest first, the chain of `bucket`.
+fn chain(writer: &mut ArenaWriter, bucket: u32, nodes: &[Offset]) {
+    let mut next = Offset::NULL;
+    for &node in nodes.iter().rev() {
+        assert!(next < node, "chains go from later to earlier nodes");
+        records::set_next_in_bucket(writer, node, next);
+        next = node;
+    }
+    set_head(writer, bucket, next);
+}
+
+/// Makes the segment of `bucket` if it is the first in it; whether there was room.
+fn grow(writer: &mut ArenaWriter, bucket: u32) -> bool {
+    let (segment, place) = place_of(bucket);
+    if place > 0 {
+        return true;
+    }
+    let size = if segment == 0 { FIRST_BUCKETS } else { bucket.min(SEGMENT_BUCKETS_MAX) };
+    match writer.alloc(size as usize / 2, &[]) {
+        Some(at) => records::set_segment(writer, segment, at),
+        None => return false,
+    }
+    true
+}
+
+/// The number of buckets after this many splits.
+fn buckets(split_sequence: u32) -> u32 {
+    FIRST_BUCKETS + split_sequence / 2
+}
+
+/// The bucket of a hash among `count`.
+fn bucket_of(hash: u64, count: u32) -> u32 {
+    let low = hash as u32;
+    let level = count.ilog2();
+    let wide = low & ((2 << level) - 1);
+    if wide < count { wide } else { low & ((1 << level) - 1) }
+}
+
+/// The segment of a bucket, and the bucket's place in it.
+fn place_of(bucket: u32) -> (usize, usize) {
+    if bucket < FIRST_BUCKETS {
+        return (0, bucket as usize);
+    }
+    let level = bucket.ilog2();
+    if level < SEGMENT_BUCKETS_MAX.ilog2() {
+        let segment = level - FIRST_BUCKETS.ilog2() + 1;
+        return (segment as usize, (bucket - (1 << level)) as usize);
+    }
+    let segment = SEGMENTS_GROWING + bucket / SEGMENT_BUCKETS_MAX - 1;
+    (segment as usize, (bucket % SEGMENT_BUCKETS_MAX) as usize)
+}
+
+fn head(arena: &Arena, bucket: u32) -> Offset {
+    let (segment, place) = place_of(bucket);
+    Offset(arena.half(records::segment(arena, segment), place))
+}
+
+fn set_head(writer: &mut ArenaWriter, bucket: u32, node: Offset) {
+    let (segment, place) = place_of(bucket);
+    let at = records::segment(writer.arena(), segment);
+    writer.set_half(at, place, node.0);
+}
+
+const FIRST_BUCKETS: u32 = 64;
+const SEGMENT_BUCKETS_MAX: u32 = 1 << 20;
+/// Segments before those of the largest size.
+const SEGMENTS_GROWING: u32 = SEGMENT_BUCKETS_MAX.ilog2() - FIRST_BUCKETS.ilog2() + 1;
+/// More keys than 32 GiB can hold.
+const BUCKETS_MAX: u32 = 1 << 29;
+/// At most 3 keys for 4 buckets.
+const LOAD_KEYS: u64 = 3;
+const LOAD_BUCKETS: u64 = 4;
+
+const _: () = assert!(
+    SEGMENTS_GROWING + BUCKETS_MAX / SEGMENT_BUCKETS_MAX - 1 <= records::SEGMENTS_MAX as u32
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_follow_each_other_through_the_segments() {
+        let mut expected = (0, 0);
+        for bucket in 0..5 << 20 {
+            let (segment, place) = place_of(bucket);
+            assert!(
+                (segment, place) == expected || (segment, place) == (expected.0 + 1, 0),
+                "bucket {bucket} at {segment}, {place}"
+            );
+            expected = (segment, place + 1);
+        }
+    }
+
+    #[test]
+    fn a_split_moves_keys_of_one_bucket_only() {
+        for count in [64_u32, 65, 100, 127, 128, 200] {
+            for hash in (0..5000_u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 7) {
+                let (old, new) = (bucket_of(hash, count), bucket_of(hash, count + 1));
+                assert!(old < count);
+                assert!(new == old || (new == count && old == count - (1 << count.ilog2())));
+            }
+        }
+    }
+}

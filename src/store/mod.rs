@@ -1,0 +1,273 @@
+//! The replicated state: ordered keys with versions, and the sessions of those who write them.
+//!
+//! **For:** applying committed commands ([`Store`], on one thread) and reading any revision ([`Reader`], on any).
+//!
+//! **In and out:** [`Store::apply`] takes entries in log order and gives the replicated [`Outcome`]. A [`Checkpoint`]
+//! freezes a revision for the thread that writes it as a snapshot file; [`Store::load`] starts from one.
+//!
+//! **Always:** the same commands at the same indexes give the same outcomes and the same [`Store::state_hash`] on
+//! every node, with or without a snapshot between: no clock, no randomness, no order of a hash table gets in. Applying
+//! never fails. A revision is the log index of the entry that made it.
+//!
+//! **Left out:** rights and configured limits, checked before a command is proposed; swapping to a compacted image
+//! while running (a restart from a snapshot compacts); leases.
+//!
+//! **Map:** `arena` (memory, the `unsafe` code) < `records` (what lies in it) < `skiplist`, `index` < `tree` (writes)
+//! and `reader` (reads); `session`; `checkpoint` and [`snapshot`] (files), over `files`.
+//!
+//! **More:** `design.md` section 5.
+
+mod arena;
+mod checkpoint;
+mod files;
+mod hash;
+mod index;
+mod reader;
+mod records;
+mod session;
+mod skiplist;
+pub mod snapshot;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use self::checkpoint::Checkpoint;
+pub use self::files::Pace;
+pub use self::reader::{Range, Reader, Row, Scan, Versioned};
+use self::session::Sessions;
+use self::tree::Tree;
+use crate::proto::command::{Command, Op, Outcome, key_is_valid};
+use crate::proto::limits::VALUE_BYTES_CEILING;
+use crate::raft::Index;
+
+/// How a store is set up. Nothing of it is seen in outcomes, so it may differ between nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Address space to reserve; the most that all versions may take. At most 32 GiB.
+    pub arena_bytes: u64,
+    /// Seed of the key hashes; a secret one keeps clients from choosing keys that collide. A loaded snapshot has its
+    /// own.
+    pub hash_seed: u64,
+}
+
+/// The state, and its one writer.
+pub struct Store {
+    options: Options,
+    tree: Tree,
+    sessions: Sessions,
+    revision: Index,
+    state_hash: u64,
+}
+
+/// What can go wrong with the store's memory and files.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address space could not be reserved.
+    #[error("cannot reserve {bytes} bytes of address space for the store: {source}")]
+    Reserve {
+        /// How much was asked for.
+        bytes: u64,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The snapshot needs a larger [`Options::arena_bytes`].
+    #[error("the store's arena of {bytes} bytes is too small: the snapshot needs {needed}")]
+    ArenaTooSmall {
+        /// What is configured.
+        bytes: u64,
+        /// What the snapshot's image takes.
+        needed: u64,
+    },
+    /// The operating system refused an operation on a file.
+    #[error("cannot {op} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is damaged or no snapshot.
+    #[error("{} is damaged at offset {offset}: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The file is intact but of a format that this build does not know.
+    #[error("{} has format version {version}, which this build does not read", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// The caller's flag stopped it; nothing is left behind.
+    #[error("the snapshot was cancelled")]
+    Cancelled,
+}
+
+impl Store {
+    /// An empty store at index 0.
+    pub fn new(options: Options) -> Result<Store, Error> {
+        let tree = Tree::new(options.arena_bytes, options.hash_seed)?;
+        let sessions = Sessions::default();
+        Ok(Store { options, tree, sessions, revision: Index(0), state_hash: 0 })
+    }
+
+    /// Applies the command of the entry at `index`.
+    ///
+    /// # Panics
+    /// If `index` is not above [`Store::revision`], or the arena is exhausted (see [`Store::capacity`]).
+    pub fn apply(&mut self, index: Index, command: &Command<'_>) -> Outcome {
+        assert!(index > self.revision, "applying {index} at {}", self.revision);
+        let outcome = match *command {
+            Command::Clock { now_ms } => {
+                self.sessions.clock(now_ms);
+                Outcome::Done
+            }
+            Command::OpenSession => Outcome::SessionOpened(self.sessions.open(index.0)),
+            Command::CloseSession(id) => {
+                self.sessions.close(id);
+                Outcome::Done
+            }
+            Command::Write { session, seq, answered_below, ref op } => {
+                match self.sessions.begin(index.0, session, seq, answered_below) {
+                    Ok(pending) => {
+                        let outcome = write(&mut self.tree, index, op);
+                        pending.finish(outcome);
+                        outcome
+                    }
+                    Err(outcome) => outcome,
+                }
+            }
+        };
+        self.state_hash = state_hash(self.state_hash, index, command, outcome);
+        self.revision = index;
+        self.tree.publish(index.0);
+        outcome
+    }
+
+    /// Passes the entry at `index`, which has no command.
+    ///
+    /// # Panics
+    /// If `index` is not above [`Store::revision`].
+    pub fn advance(&mut self, index: Index) {
+        assert!(index > self.revision, "advancing to {index} at {}", self.revision);
+        self.state_hash = hash::mix(self.state_hash, index.0);
+        self.revision = index;
+        self.tree.publish(index.0);
+    }
+
+    /// The index of the last entry applied or passed.
+    pub fn revision(&self) -> Index {
+        self.revision
+    }
+
+    /// A hash over all entries so far and their outcomes: equal on all nodes at the same revision, or their states
+    /// have diverged.
+    pub fn state_hash(&self) -> u64 {
+        self.state_hash
+    }
+
+    /// The store's time, in milliseconds since 1970; 0 before the first clock command.
+    pub fn time_ms(&self) -> u64 {
+        self.sessions.time_ms()
+    }
+
+    /// Keys that exist now.
+    pub fn keys(&self) -> u64 {
+        self.tree.keys()
+    }
+
+    /// Open sessions.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Bytes of the arena in use, dead versions included.
+    pub fn bytes(&self) -> u64 {
+        self.tree.arena().used_bytes()
+    }
+
+    /// Bytes of the keys that exist now and their values.
+    pub fn live_bytes(&self) -> u64 {
+        self.tree.live_bytes()
+    }
+
+    /// What [`Store::bytes`] can grow to. Growth must be refused before commands are proposed: applying cannot fail,
+    /// so it panics.
+    pub fn capacity(&self) -> u64 {
+        self.tree.arena().capacity_bytes()
+    }
+
+    /// The length of the key's value now; 0 if it does not exist.
+    pub fn value_bytes(&self, key: &[u8]) -> usize {
+        self.tree.value_bytes(key)
+    }
+
+    /// A handle for reading from any thread.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.tree.arena().clone())
+    }
+}
+
+/// Applies `op` as revision `index`.
+fn write(tree: &mut Tree, index: Index, op: &Op<'_>) -> Outcome {
+    let key = op.key();
+    if !key_is_valid(key) {
+        return Outcome::KeyInvalid;
+    }
+    let grown_bytes = match op {
+        Op::Put { value, .. } => value.len(),
+        Op::Delete { .. } => 0,
+        Op::Append { value, .. } => tree.value_bytes(key).saturating_add(value.len()),
+    };
+    if grown_bytes > VALUE_BYTES_CEILING {
+        return Outcome::TooLarge { limit: VALUE_BYTES_CEILING as u64 };
+    }
+    let existed = match op {
+        Op::Put { value, .. } => tree.put(index.0, key, value),
+        Op::Delete { .. } => tree.delete(index.0, key),
+        Op::Append { value, .. } => tree.append(index.0, key, value),
+    };
+    Outcome::Written { revision: index.0, existed }
+}
+
+/// The state hash after one more command. From the fields, not from bytes on the wire, so that it does not depend on
+/// how they were encoded.
+fn state_hash(state: u64, index: Index, command: &Command<'_>, outcome: Outcome) -> u64 {
+    let [kind, a, b, c] = match *command {
+        Command::Clock { now_ms } => [1, now_ms, 0, 0],
+        Command::OpenSession => [2, 0, 0, 0],
+        Command::CloseSession(id) => [3, id.0, 0, 0],
+        Command::Write { session, seq, answered_below, ref op } => {
+            let (tag, value): (u64, &[u8]) = match *op {
+                Op::Put { value, .. } => (4, value),
+                Op::Delete { .. } => (5, &[]),
+                Op::Append { value, .. } => (6, value),
+            };
+            let content = hash::hash64(hash::hash64(tag, op.key()), value);
+            [tag, hash::mix(session.0, seq), answered_below, content]
+        }
+    };
+    let [result, detail, flag] = match outcome {
+        Outcome::Written { revision, existed } => [1, revision, u64::from(existed)],
+        Outcome::SessionOpened(id) => [2, id.0, 0],
+        Outcome::Done => [3, 0, 0],
+        Outcome::SessionUnknown => [4, 0, 0],
+        Outcome::SequenceStale => [5, 0, 0],
+        Outcome::SessionFull => [6, 0, 0],
+        Outcome::TooLarge { limit } => [7, limit, 0],
+        Outcome::KeyInvalid => [8, 0, 0],
+    };
+    let outcome = hash::mix(result << 1 | flag, detail);
+    [kind, a, b, c, outcome].into_iter().fold(hash::mix(state, index.0), hash::mix)
+}
