@@ -106,7 +106,8 @@ impl Node {
             self.abandon_proposals();
             self.log.purge(at.index.next());
             let log_bytes = self.log.appended_bytes();
-            self.snapshots = Snapshots { newest: Some(at), running: self.snapshots.running, log_bytes };
+            self.snapshots =
+                Snapshots { newest: Some(at), running: self.snapshots.running, log_bytes };
         }
     }
 }

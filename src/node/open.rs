@@ -20,7 +20,8 @@ use crate::raft::{
     Config, EntryKind, EntryMeta, HardState, Index, Membership, MembershipAt, Raft, ReadId,
     Restored, Term,
 };
-use crate::store::{self, Store, snapshot};
+use crate::store::snapshot::{self, SnapshotMeta};
+use crate::store::{self, Store};
 use crate::wal::{self, BatchBuilder, Writer};
 
 /// Why a data directory cannot be used.
@@ -77,6 +78,8 @@ pub struct OpenOptions {
     pub identity: wal::Identity,
     /// How the log is kept.
     pub log: wal::Options,
+    /// How the store is kept.
+    pub store: store::Options,
     /// The core's settings.
     pub raft: Config,
     /// What clients are told, and limits.
@@ -126,19 +129,21 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         return Err(Error::Empty(options.dir));
     }
     let snapshots = snapshots_dir(&options.dir);
-    let found = snapshot::newest_valid(&snapshots, &options.identity.cluster)?;
-    notes.extend(found.damaged.iter().cloned());
-    let (store, newest, snapshot_membership) = match found.newest {
+    let found = snapshot::load_newest(&snapshots, options.store)?;
+    let damaged: Vec<String> = found.damaged.iter().map(ToString::to_string).collect();
+    notes.extend(damaged.iter().cloned());
+    let (store, newest, snapshot_membership) = match found.loaded {
         Some((store, meta)) => {
-            let membership: Membership = decode_membership(&options.dir, &meta.membership)?;
+            let membership = snapshot_membership(&options, &meta)?;
             (store, Some(SnapshotAt { index: meta.index, term: meta.term }), membership)
         }
-        None => (Store::new(store::Options::default()), None, Membership::default()),
+        None => (Store::new(options.store)?, None, Membership::default()),
     };
     let covered = newest.as_ref().map_or(Index(0), |at| at.index);
     let (log_base, base_term) = recovered.base;
     if covered < log_base {
-        let detail = found.damaged.join("; ");
+        let detail =
+            if damaged.is_empty() { "none is there".to_owned() } else { damaged.join("; ") };
         return Err(Error::Gap { dir: options.dir, log_base, snapshot: covered, detail });
     }
     let mut entries = restore_entries(&options.dir, &log, &recovered)?;
@@ -195,11 +200,13 @@ fn open_log(options: &OpenOptions) -> Result<wal::Opened, Error> {
     Ok(wal::open(Arc::clone(&options.disk), &dir, options.identity, options.log)?)
 }
 
-fn decode_membership(dir: &Path, bytes: &[u8]) -> Result<Membership, Error> {
-    proto::decode(bytes, "membership").map_err(|error| Error::Contradiction {
-        dir: dir.to_owned(),
-        reason: format!("a snapshot holds a {error}"),
-    })
+fn snapshot_membership(options: &OpenOptions, meta: &SnapshotMeta) -> Result<Membership, Error> {
+    let contradiction = |reason| Error::Contradiction { dir: options.dir.clone(), reason };
+    if meta.cluster != options.identity.cluster {
+        return Err(contradiction(format!("the snapshot at {} is of another cluster", meta.index)));
+    }
+    proto::decode(&meta.membership, "membership")
+        .map_err(|error| contradiction(format!("the snapshot at {} holds a {error}", meta.index)))
 }
 
 fn restore_entries(

@@ -4,9 +4,7 @@ use bytes::Bytes;
 
 use super::{Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
 use crate::proto;
-use crate::proto::client::{
-    Consistency, HelloReply, PeerStatus, Refusal, Reply, RoleName, Status,
-};
+use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, RoleName, Status};
 use crate::proto::command::{Command, Op, key_is_valid};
 use crate::proto::limits::KEY_BYTES_MAX;
 use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
@@ -169,9 +167,8 @@ impl Node {
             return;
         }
         let reader = self.store.reader();
-        let (now, later) = std::mem::take(&mut self.ready)
-            .into_iter()
-            .partition(|&(index, _)| index <= applied);
+        let (now, later) =
+            std::mem::take(&mut self.ready).into_iter().partition(|&(index, _)| index <= applied);
         self.ready = later;
         let now: Vec<(Index, Vec<WaitingRead>)> = now;
         for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::open::snapshots_dir;
 use super::{CheckpointJob, SnapshotAt};
 use crate::proto;
+use crate::store::Pace;
 use crate::store::snapshot::{self, SnapshotMeta};
 use crate::wal::{self, Ordinal, Persisted, Record, Writer};
 
@@ -100,7 +101,7 @@ impl Threads {
             dir: snapshots_dir(dir),
             cluster,
             reports: Arc::clone(&reports),
-            cancel: Arc::clone(&cancel),
+            pace: Pace { bytes_per_second: Some(CHECKPOINT_RATE), cancel: Arc::clone(&cancel) },
             bell,
         };
         handles.push(spawn("checkpoint", move || checkpointer.run(&slot))?);
@@ -174,7 +175,7 @@ struct Checkpointer {
     dir: PathBuf,
     cluster: [u8; 16],
     reports: Arc<Mutex<Reports>>,
-    cancel: Arc<AtomicBool>,
+    pace: Pace,
     bell: Bell,
 }
 
@@ -200,7 +201,7 @@ impl Checkpointer {
             term: at.term,
             membership: encoded,
         };
-        match checkpoint.write(&self.dir, &meta, &self.cancel) {
+        match checkpoint.write(&self.dir, &meta, &self.pace) {
             Ok(info) => {
                 tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
                 if let Err(error) = snapshot::retain(&self.dir, SNAPSHOTS_KEPT) {
@@ -208,7 +209,7 @@ impl Checkpointer {
                 }
                 Some(at)
             }
-            Err(_) if self.cancel.load(Ordering::Relaxed) => None,
+            Err(_) if self.pace.cancel.load(Ordering::Relaxed) => None,
             Err(error) => {
                 tracing::error!(%error, "the snapshot at index {} failed", at.index);
                 None
@@ -221,3 +222,5 @@ impl Checkpointer {
 const IDLE: Duration = Duration::from_millis(100);
 /// The newest may be damaged, so the one before it stays, with the log after it.
 const SNAPSHOTS_KEPT: usize = 2;
+/// Checkpoints leave the disk to the log: bytes a second at most.
+const CHECKPOINT_RATE: u64 = 256 << 20;

@@ -34,7 +34,7 @@ use crate::pki::{self, Credentials};
 use crate::proto::client::MemberInfo;
 use crate::quic::{self, PortKind};
 use crate::raft::{Config, Membership, NodeId};
-use crate::{node, wal};
+use crate::{node, store, wal};
 use clients::Clients;
 use driver::{Driver, TICK};
 use peers::Links;
@@ -90,6 +90,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let credentials = Arc::new(load_credentials(&settings)?);
     let options = open_options(&settings, &credentials)?;
     let (own, cluster_id) = (options.raft.id, options.identity.cluster);
+    let store_options = options.store;
     let cluster = credentials.identity().cluster.clone();
     // Ports first: one that is taken should not cost a recovery.
     let secret = credentials.derive_secret(b"quicraft stateless reset");
@@ -109,7 +110,8 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let threads =
         Threads::start(writer, &settings.data, cluster_id, bell).map_err(Error::Threads)?;
     let links = Links::start(&peer_endpoint, &credentials, &settings.members, own, &shared);
-    let receiver = snapshots::Receiver::new(&settings.data, cluster.clone(), cluster_id);
+    let receiver =
+        snapshots::Receiver::new(&settings.data, cluster.clone(), cluster_id, store_options);
     tokio::spawn(peers::accept(
         peer_endpoint.clone(),
         Arc::new(settings.members.clone()),
@@ -162,6 +164,7 @@ fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOp
     let heartbeat_ticks = ticks(settings.heartbeat);
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
     let cluster = &credentials.identity().cluster;
+    let secret = credentials.derive_secret(b"quicraft store hash");
     let members = settings.members.iter().map(|member| MemberInfo {
         id: member.id,
         name: member.name.clone(),
@@ -169,7 +172,7 @@ fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOp
     });
     Ok(OpenOptions {
         dir: settings.data.clone(),
-        disk: Arc::new(OsDisk::default()),
+        disk: Arc::new(OsDisk),
         identity: wal::Identity { cluster: pki::cluster_id(cluster), node: id },
         log: wal::Options {
             segment_bytes: settings.segment_bytes,
@@ -177,6 +180,10 @@ fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOp
                 LogIo::Write => wal::Io::Write,
                 LogIo::Map => wal::Io::Map,
             },
+        },
+        store: store::Options {
+            arena_bytes: ARENA_BYTES,
+            hash_seed: u64::from_le_bytes(*secret.first_chunk().expect("32 bytes hold 8")),
         },
         raft: Config {
             id,
@@ -199,6 +206,8 @@ fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOp
     })
 }
 
+/// Address space for the store: what its 32-bit offsets reach.
+const ARENA_BYTES: u64 = 32 << 30;
 /// How long a stopping node waits for its connections to end.
 const CLOSE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(200);
 /// Bytes of entries in one message between nodes.

@@ -72,9 +72,9 @@ impl Links {
         for (message, batches) in messages {
             let Some(up) = self.links.get(&message.to).and_then(Link::up) else { continue };
             let stream = match message.body {
-                Body::AppendEntries { .. } | Body::Appended { .. } | Body::AppendRejected { .. } => {
-                    &up.append
-                }
+                Body::AppendEntries { .. }
+                | Body::Appended { .. }
+                | Body::AppendRejected { .. } => &up.append,
                 Body::RequestVote { .. }
                 | Body::VoteReply { .. }
                 | Body::Heartbeat { .. }
@@ -104,9 +104,7 @@ impl Links {
     pub(super) async fn flush(&self) {
         for _ in 0..FLUSH_ROUNDS {
             let waits = |link: &Link| {
-                link.up().is_some_and(|up| {
-                    up.control.queued_bytes() + up.append.queued_bytes() > 0
-                })
+                link.up().is_some_and(|up| up.control.queued_bytes() + up.append.queued_bytes() > 0)
             };
             if !self.links.values().any(waits) {
                 break;
@@ -190,9 +188,8 @@ impl Dialler {
 
     async fn connect(&self) -> Result<Up, quic::Error> {
         let address = resolve(&self.member.peer_address).await?;
-        let dial =
-            quic::dial(&self.endpoint, address, &self.member.name, &self.credentials, PortKind::Peer);
-        let connection = dial.await?;
+        let (node, kind) = (Some(self.member.name.as_str()), PortKind::Peer);
+        let connection = quic::dial(&self.endpoint, address, node, &self.credentials, kind).await?;
         let control = open(&connection, CONTROL_PRIORITY, CONTROL_BYTES_MAX).await?;
         let append = open(&connection, APPEND_PRIORITY, APPEND_BYTES_MAX).await?;
         Ok(Up { connection, control, append })
@@ -214,10 +211,9 @@ async fn open(
 }
 
 async fn resolve(address: &str) -> Result<SocketAddr, quic::Error> {
-    let mut found = tokio::net::lookup_host(address).await.map_err(|source| quic::Error::Resolve {
-        address: address.to_owned(),
-        source,
-    })?;
+    let mut found = tokio::net::lookup_host(address)
+        .await
+        .map_err(|source| quic::Error::Resolve { address: address.to_owned(), source })?;
     found.next().ok_or_else(|| quic::Error::Resolve {
         address: address.to_owned(),
         source: std::io::ErrorKind::NotFound.into(),

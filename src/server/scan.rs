@@ -1,5 +1,6 @@
 //! Scans: each reads the store at one revision, page by page, as fast as its client takes the pages.
 
+use std::ops::Bound;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -11,6 +12,7 @@ use crate::proto::client::{Reply, Row, Scan, ScanMode};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::{SCAN_PAGE_BYTES, SCAN_PAGE_ROWS_MAX};
 use crate::quic::FrameWriter;
+use crate::store::Range;
 
 /// What a scan returns, and to whom.
 pub(super) struct Plan {
@@ -75,20 +77,20 @@ pub(super) async fn run(plan: Plan, ready: oneshot::Receiver<ScanReady>, writer:
 
 /// Appends the next page to `buffer`, if it has rows.
 fn page(plan: &Plan, (reader, at): &ScanReady, place: &mut Place, buffer: &mut Vec<u8>) {
-    let mut from = plan.from.clone();
-    let mut to = plan.to.clone();
-    if let Some(after) = place.after.take() {
-        if plan.reverse {
-            to = Some(after);
-        } else {
-            from = after;
-            // The first key after `after`.
-            from.push(0);
-        }
+    let after = place.after.take();
+    let mut range = Range {
+        from: Bound::Included(&plan.from[..]),
+        to: plan.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded),
+        reverse: plan.reverse,
+    };
+    match after.as_deref() {
+        Some(after) if plan.reverse => range.to = Bound::Excluded(after),
+        Some(after) => range.from = Bound::Excluded(after),
+        None => {}
     }
     let (mut rows, mut bytes, mut scanned) = (Vec::new(), 0, 0);
     place.is_over = true;
-    for row in reader.scan(&from, to.as_deref(), plan.reverse, *at) {
+    for row in reader.scan(range, *at) {
         if place.rows >= plan.limit {
             place.more = true;
             break;

@@ -38,8 +38,6 @@ pub(super) enum Error {
     Busy,
     #[error("the transfer has {got} bytes instead of {expected}")]
     Length { got: u64, expected: u64 },
-    #[error("the snapshot is of another cluster")]
-    Foreign,
     #[error("the receiver did not take it")]
     Refused,
 }
@@ -68,8 +66,9 @@ pub(super) fn send(
 }
 
 async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<Index, Error> {
-    let newest = blocking(move || snapshot::list(&dir)).await??.pop().ok_or(Error::None)?;
-    let (index, mut file) = (newest.index, std::fs::File::open(&newest.path)?);
+    let listed = blocking(move || snapshot::list(&dir)).await??;
+    let (index, path) = listed.into_iter().next().ok_or(Error::None)?;
+    let mut file = std::fs::File::open(path)?;
     let bytes = file.metadata()?.len();
     let (mut stream, answer) = connection.open_bi().await.map_err(quic::Error::from)?;
     // Fails only for a closed stream, which the first write reports.
@@ -110,13 +109,19 @@ pub(super) struct Receiver {
     dir: PathBuf,
     cluster: String,
     cluster_id: [u8; 16],
+    store: store::Options,
     busy: tokio::sync::Mutex<()>,
 }
 
 impl Receiver {
-    pub(super) fn new(data: &Path, cluster: String, cluster_id: [u8; 16]) -> Receiver {
+    pub(super) fn new(
+        data: &Path,
+        cluster: String,
+        cluster_id: [u8; 16],
+        store: store::Options,
+    ) -> Receiver {
         let dir = data.join("snapshots");
-        Receiver { dir, cluster, cluster_id, busy: tokio::sync::Mutex::new(()) }
+        Receiver { dir, cluster, cluster_id, store, busy: tokio::sync::Mutex::new(()) }
     }
 
     /// The cluster's name.
@@ -166,25 +171,23 @@ impl Receiver {
         }
         let header: SnapshotHeader = proto::decode(&first.body, "snapshot header")?;
         let dir = self.dir.clone();
-        let mut incoming = blocking(move || snapshot::Incoming::create(&dir)).await??;
+        let mut incoming = blocking(move || store::Incoming::create(&dir)).await??;
         let mut got = 0_u64;
         while got < header.bytes {
             let chunk = frames.next(&mut reader).await?;
             got += chunk.body.len() as u64;
-            if chunk.kind != FrameKind::SnapshotChunk || chunk.body.is_empty() || got > header.bytes {
+            if chunk.kind != FrameKind::SnapshotChunk || chunk.body.is_empty() || got > header.bytes
+            {
                 return Err(Error::Length { got, expected: header.bytes });
             }
             incoming = blocking(move || incoming.write(&chunk.body).map(|()| incoming)).await??;
         }
-        let cluster = self.cluster_id;
+        let (cluster, options) = (self.cluster_id, self.store);
         let (store, meta) = blocking(move || -> Result<(Store, snapshot::SnapshotMeta), Error> {
             let path = incoming.finish(&cluster)?;
-            Ok(Store::load(&path, store::Options::default())?)
+            Ok(Store::load(&path, options)?)
         })
         .await??;
-        if meta.cluster != cluster {
-            return Err(Error::Foreign);
-        }
         let membership: Membership = proto::decode(&meta.membership, "membership")?;
         let at = SnapshotAt { index: meta.index, term: meta.term };
         Ok(ReceivedSnapshot { from, term: header.term, at, membership, store })

@@ -3,9 +3,9 @@
 //! **Always:** a file appears under its name only when it is complete and synced, with the directory synced after; it
 //! is readable by its owner only. What fails names the file.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,6 +84,12 @@ impl NewFile {
         Ok(&self.temporary)
     }
 
+    /// Gives the file another name than planned, durably.
+    pub(super) fn publish_as(mut self, name: &str) -> Result<PathBuf, Error> {
+        self.path.set_file_name(name);
+        self.publish()
+    }
+
     /// Gives the file its name, durably.
     pub(super) fn publish(mut self) -> Result<PathBuf, Error> {
         fs::rename(&self.temporary, &self.path).map_err(at("rename", &self.temporary))?;
@@ -100,6 +106,15 @@ impl Drop for NewFile {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Makes a directory that only its owner can enter, durably, if it is missing.
+pub(super) fn create_dir(dir: &Path) -> Result<(), Error> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at("create", dir))?;
+    sync_parent(dir)
 }
 
 /// A file that is read from its beginning to its end.

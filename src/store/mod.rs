@@ -21,6 +21,7 @@ mod arena;
 mod checkpoint;
 mod files;
 mod hash;
+mod incoming;
 mod index;
 mod reader;
 mod records;
@@ -36,6 +37,7 @@ use std::path::PathBuf;
 
 pub use self::checkpoint::Checkpoint;
 pub use self::files::Pace;
+pub use self::incoming::Incoming;
 pub use self::reader::{Range, Reader, Row, Scan, Versioned};
 use self::session::Sessions;
 use self::tree::Tree;

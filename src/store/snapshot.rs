@@ -119,7 +119,7 @@ pub fn verify(path: &Path) -> Result<SnapshotMeta, Error> {
 /// not pass for the newest then.
 pub fn load_newest(dir: &Path, options: Options) -> Result<Recovery, Error> {
     for name in files::names(dir)? {
-        if name.strip_suffix(files::TEMPORARY).is_some_and(|name| index_of(name).is_some()) {
+        if name.ends_with(files::TEMPORARY) {
             files::remove(&dir.join(name))?;
         }
     }
