@@ -1,1 +1,3 @@
+//! The `quicraft` command.
+
 fn main() {}

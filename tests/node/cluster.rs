@@ -1,0 +1,346 @@
+//! A cluster in one thread. Disks are in memory (snapshots are real files), messages are delivered in
+//! order within the same round, and one round is one tick for everybody.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use quicraft::disk::MemDisk;
+use quicraft::node::{
+    self, About, Input, Node, OpenOptions, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
+    RequestBody, SnapshotAt,
+};
+use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
+use quicraft::proto::command::{Command, Outcome, SessionId};
+use quicraft::raft::{Config, Index, Membership, Message, NodeId, RoleKind};
+use quicraft::store::snapshot::{self, SnapshotMeta};
+use quicraft::store::{self, Pace, Reader, Store};
+use quicraft::wal::{self, Batch, Writer};
+use quicraft::{proto, raft};
+
+/// An answer, owned.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    Outcome(Outcome),
+    Value(Vec<u8>),
+    NotFound,
+    Refused(Refusal),
+    Scan(Index),
+    Other,
+}
+
+#[derive(Default)]
+struct Answers(BTreeMap<u64, Answer>);
+
+impl Replies for Answers {
+    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
+        let answer = match reply {
+            Reply::Outcome(outcome) => Answer::Outcome(*outcome),
+            Reply::Value { value, .. } => Answer::Value(value.to_vec()),
+            Reply::NotFound => Answer::NotFound,
+            Reply::Refused(refusal) => Answer::Refused(refusal.clone()),
+            Reply::Hello(_) | Reply::Rows(_) | Reply::ScanEnd { .. } | Reply::Status(_) => {
+                Answer::Other
+            }
+        };
+        let doubled = self.0.insert(to.request_id, answer);
+        assert_eq!(doubled, None, "request {} is answered twice", to.request_id);
+    }
+
+    fn scan(&mut self, to: ReplyTo, _: Reader, at: Index) {
+        self.0.insert(to.request_id, Answer::Scan(at));
+    }
+}
+
+struct Cell {
+    disk: MemDisk,
+    dir: PathBuf,
+    running: Option<(Node, Writer)>,
+    input: Input,
+    answers: Answers,
+}
+
+pub(crate) struct Cluster {
+    cells: Vec<Cell>,
+    isolated: Option<usize>,
+    snapshot_log_bytes: u64,
+    next_request: u64,
+    starts: u64,
+    pub(crate) snapshots_sent: usize,
+    _dir: tempfile::TempDir,
+}
+
+const CLUSTER: [u8; 16] = *b"cluster of tests";
+const STORE: store::Options = store::Options { arena_bytes: 256 << 20, hash_seed: 7 };
+
+impl Cluster {
+    pub(crate) fn new(size: usize) -> Cluster {
+        Cluster::with_snapshots_every(size, u64::MAX)
+    }
+
+    pub(crate) fn with_snapshots_every(size: usize, snapshot_log_bytes: u64) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        let cells = (0..size).map(|node| Cell {
+            disk: MemDisk::new(),
+            dir: dir.path().join(format!("n{}", node + 1)),
+            running: None,
+            input: Input::default(),
+            answers: Answers::default(),
+        });
+        let mut cluster = Cluster {
+            cells: cells.collect(),
+            isolated: None,
+            snapshot_log_bytes,
+            next_request: 1,
+            starts: 0,
+            snapshots_sent: 0,
+            _dir: dir,
+        };
+        let membership = Membership::of((1..=size as u64).map(NodeId));
+        for node in 0..size {
+            let options = cluster.options(node);
+            node::init(&options, &membership).unwrap();
+            cluster.start(node);
+        }
+        cluster
+    }
+
+    fn options(&self, node: usize) -> OpenOptions {
+        OpenOptions {
+            dir: self.cells[node].dir.clone(),
+            disk: Arc::new(self.cells[node].disk.clone()),
+            identity: wal::Identity { cluster: CLUSTER, node: NodeId(node as u64 + 1) },
+            log: wal::Options { segment_bytes: 64 << 10, io: wal::Io::Write },
+            store: STORE,
+            raft: Config {
+                id: NodeId(node as u64 + 1),
+                election_ticks: 10,
+                heartbeat_ticks: 2,
+                seed: self.starts,
+                append_bytes_max: 16 << 10,
+                append_entries_max: 64,
+                window_bytes_max: 64 << 10,
+                uncommitted_bytes_max: 8 << 20,
+            },
+            about: About {
+                name: format!("n{}", node + 1),
+                cluster: "test".to_owned(),
+                members: Vec::new(),
+                value_bytes_max: 1 << 20,
+                store_bytes_max: 128 << 20,
+                snapshot_log_bytes: self.snapshot_log_bytes,
+            },
+        }
+    }
+
+    pub(crate) fn start(&mut self, node: usize) {
+        self.starts += 1;
+        let opened = node::open(self.options(node)).unwrap_or_else(|error| panic!("{error}"));
+        self.cells[node].running = Some((opened.node, opened.writer));
+    }
+
+    /// Power cut: what was not synced is gone.
+    pub(crate) fn crash(&mut self, node: usize) {
+        let cell = &mut self.cells[node];
+        cell.running = None;
+        cell.input = Input::default();
+        cell.disk.crash();
+    }
+
+    /// Tries to start a node whose disk was replaced; gives the error.
+    pub(crate) fn start_wiped(&mut self, node: usize) -> String {
+        self.cells[node].disk = MemDisk::new();
+        self.cells[node].dir = self.cells[node].dir.with_extension("wiped");
+        match node::open(self.options(node)) {
+            Ok(_) => panic!("a node without its data came back"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    pub(crate) fn isolate(&mut self, node: usize) {
+        self.isolated = Some(node);
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.isolated = None;
+    }
+
+    /// Runs until some node that is not cut off leads and has committed in its term.
+    pub(crate) fn elect(&mut self) -> usize {
+        for _ in 0..500 {
+            self.run(1);
+            let leader = (0..self.cells.len()).find(|&node| {
+                let leads = self.cells[node].running.as_ref().is_some_and(|(node, _)| {
+                    node.role() == RoleKind::Leader
+                        && node.status().commit_index == node.status().last_log_index
+                });
+                leads && self.isolated != Some(node)
+            });
+            if let Some(leader) = leader {
+                return leader;
+            }
+        }
+        panic!("no leader");
+    }
+
+    /// So many rounds: everybody takes a turn, then a tick goes by.
+    pub(crate) fn run(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            for node in 0..self.cells.len() {
+                self.cells[node].input.ticks += 1;
+            }
+            for _ in 0..6 {
+                for node in 0..self.cells.len() {
+                    self.turn(node);
+                }
+            }
+        }
+    }
+
+    fn turn(&mut self, at: usize) {
+        let cell = &mut self.cells[at];
+        let Some((node, writer)) = &mut cell.running else { return };
+        let mut input = std::mem::take(&mut cell.input);
+        input.now_ms = 1_000_000;
+        let mut output = Output::default();
+        node.step_in(&mut input, &mut output);
+        let work = std::mem::take(&mut output.log_work);
+        if !work.is_empty() {
+            cell.input.persisted.push(writer.write_and_sync(work).unwrap());
+        }
+        node.step_out(&mut output, &mut cell.answers);
+        assert!(output.failure.is_none() && output.contradictions.is_empty());
+        if let Some(job) = output.checkpoint.take() {
+            let mut membership = Vec::new();
+            proto::encode(&job.membership, &mut membership);
+            let SnapshotAt { index, term } = job.at;
+            let meta = SnapshotMeta { cluster: CLUSTER, index, term, membership };
+            let dir = cell.dir.join("snapshots");
+            std::fs::create_dir_all(&dir).unwrap();
+            job.checkpoint.write(&dir, &meta, &Pace::default()).unwrap();
+            snapshot::retain(&dir, 2).unwrap();
+            cell.input.checkpoints.push(Some(job.at));
+        }
+        let term = node.term();
+        for to in std::mem::take(&mut output.send_snapshots) {
+            self.send_snapshot(at, to, term);
+        }
+        for (message, batches) in output.messages {
+            self.deliver(message, batches);
+        }
+    }
+
+    fn deliver(&mut self, message: Message, batches: Vec<Batch>) {
+        let (from, to) = (message.from.0 as usize - 1, message.to.0 as usize - 1);
+        let is_cut = self.isolated == Some(from) || self.isolated == Some(to);
+        if is_cut || self.cells[to].running.is_none() {
+            return;
+        }
+        // Through the wire's own encoding, as between processes.
+        let mut bytes = Vec::new();
+        proto::peer::encode_message(&message, &mut bytes);
+        for batch in batches {
+            bytes.extend_from_slice(&batch.bytes());
+        }
+        let decoded = node::decode_message(&bytes.into()).unwrap();
+        self.cells[to].input.messages.push(decoded);
+    }
+
+    fn send_snapshot(&mut self, from: usize, to: NodeId, term: raft::Term) {
+        let target = to.0 as usize - 1;
+        let (index, path) =
+            snapshot::list(&self.cells[from].dir.join("snapshots")).unwrap().remove(0);
+        let is_cut = self.isolated == Some(from) || self.isolated == Some(target);
+        if is_cut || self.cells[target].running.is_none() {
+            self.cells[from].input.snapshots_sent.push((to, None));
+            return;
+        }
+        let dir = self.cells[target].dir.join("snapshots");
+        let mut incoming = store::Incoming::create(&dir).unwrap();
+        incoming.write(&std::fs::read(path).unwrap()).unwrap();
+        let path = incoming.finish(&CLUSTER).unwrap();
+        let (store, meta) = Store::load(&path, STORE).unwrap();
+        let membership = proto::decode(&meta.membership, "membership").unwrap();
+        let at = SnapshotAt { index: meta.index, term: meta.term };
+        let from_id = NodeId(from as u64 + 1);
+        let received = ReceivedSnapshot { from: from_id, term, at, membership, store };
+        self.cells[target].input.snapshots_received.push(received);
+        self.cells[from].input.snapshots_sent.push((to, Some(index)));
+        self.snapshots_sent += 1;
+    }
+
+    fn ask(&mut self, node: usize, body: RequestBody) -> u64 {
+        let request_id = self.next_request;
+        self.next_request += 1;
+        let reply_to = ReplyTo { stream: 0, request_id };
+        self.cells[node].input.requests.push(Request { reply_to, body });
+        request_id
+    }
+
+    pub(crate) fn ask_write(&mut self, node: usize, command: &Command<'_>) -> u64 {
+        let mut bytes = Vec::new();
+        proto::encode(command, &mut bytes);
+        self.ask(node, RequestBody::Write(bytes.into()))
+    }
+
+    pub(crate) fn ask_get(&mut self, node: usize, key: &str) -> u64 {
+        let key = key.as_bytes().to_vec().into();
+        self.ask(node, RequestBody::Get { key, consistency: Consistency::Linearizable })
+    }
+
+    pub(crate) fn answer(&self, node: usize, request: u64) -> Option<Answer> {
+        self.cells[node].answers.0.get(&request).cloned()
+    }
+
+    fn wait(&mut self, node: usize, request: u64) -> Answer {
+        for _ in 0..200 {
+            if let Some(answer) = self.answer(node, request) {
+                return answer;
+            }
+            self.run(1);
+        }
+        panic!("request {request} at node {node} is never answered");
+    }
+
+    pub(crate) fn write(&mut self, node: usize, command: &Command<'_>) -> Outcome {
+        let request = self.ask_write(node, command);
+        match self.wait(node, request) {
+            Answer::Outcome(outcome) => outcome,
+            answer => panic!("{answer:?}"),
+        }
+    }
+
+    pub(crate) fn get(&mut self, node: usize, key: &str) -> Answer {
+        let request = self.ask_get(node, key);
+        self.wait(node, request)
+    }
+
+    pub(crate) fn open_session(&mut self, node: usize) -> SessionId {
+        match self.write(node, &Command::OpenSession) {
+            Outcome::SessionOpened(session) => session,
+            outcome => panic!("{outcome:?}"),
+        }
+    }
+
+    pub(crate) fn status(&self, node: usize) -> Status {
+        self.cells[node].running.as_ref().unwrap().0.status()
+    }
+
+    /// Runs until all running nodes are at the same index, and compares their states.
+    pub(crate) fn expect_equal_states(&mut self) {
+        for _ in 0..500 {
+            self.run(1);
+            let running = (0..self.cells.len()).filter(|&n| self.cells[n].running.is_some());
+            let states: Vec<(u64, u64, u64)> = running
+                .map(|node| self.status(node))
+                .map(|status| (status.applied_index, status.state_hash, status.last_log_index))
+                .collect();
+            if states.iter().all(|state| state.0 == states[0].0 && state.0 == state.2) {
+                assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
+                return;
+            }
+        }
+        let statuses: Vec<Status> = (0..self.cells.len()).map(|node| self.status(node)).collect();
+        panic!("the nodes never agree: {statuses:#?}");
+    }
+}

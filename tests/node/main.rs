@@ -1,0 +1,151 @@
+//! Whole nodes without threads, network or clock: the turns, the log's own format and recovery, the
+//! store and its snapshots, on disks in memory that forget what was not synced.
+
+mod cluster;
+
+use cluster::{Answer, Cluster};
+use quicraft::proto::client::Refusal;
+use quicraft::proto::command::{Command, Op, Outcome, SessionId};
+
+fn put<'a>(session: SessionId, seq: u64, key: &'a str, value: &'a str) -> Command<'a> {
+    let op = Op::Put { key: key.as_bytes(), value: value.as_bytes() };
+    Command::Write { session, seq, answered_below: 0, op }
+}
+
+fn append<'a>(session: SessionId, seq: u64, key: &'a str, value: &'a str) -> Command<'a> {
+    let op = Op::Append { key: key.as_bytes(), value: value.as_bytes() };
+    Command::Write { session, seq, answered_below: 0, op }
+}
+
+#[test]
+fn every_size_of_cluster_elects_and_answers() {
+    for size in [1, 2, 3, 5, 7] {
+        let mut cluster = Cluster::new(size);
+        let leader = cluster.elect();
+        let session = cluster.open_session(leader);
+        let written = cluster.write(leader, &put(session, 1, "greeting", "hello"));
+        assert!(matches!(written, Outcome::Written { existed: false, .. }), "{size}: {written:?}");
+        assert_eq!(cluster.get(leader, "greeting"), Answer::Value(b"hello".to_vec()));
+        assert_eq!(cluster.get(leader, "nothing"), Answer::NotFound);
+    }
+}
+
+#[test]
+fn a_follower_serves_linearizable_reads() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    cluster.write(leader, &put(session, 1, "k", "v"));
+    let follower = (leader + 1) % 3;
+    assert_eq!(cluster.get(follower, "k"), Answer::Value(b"v".to_vec()));
+}
+
+#[test]
+fn a_retried_append_applies_once_also_at_another_leader() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    let first = cluster.write(leader, &append(session, 1, "log", "x"));
+    assert_eq!(cluster.write(leader, &append(session, 1, "log", "x")), first);
+    cluster.crash(leader);
+    let next = cluster.elect();
+    assert_eq!(cluster.write(next, &append(session, 1, "log", "x")), first);
+    assert_eq!(cluster.get(next, "log"), Answer::Value(b"x".to_vec()));
+}
+
+#[test]
+fn acknowledged_writes_survive_the_power_cut_of_all_nodes() {
+    for size in [1, 3] {
+        let mut cluster = Cluster::new(size);
+        let leader = cluster.elect();
+        let session = cluster.open_session(leader);
+        let keys: Vec<String> = (0..50).map(|number| format!("key{number:03}")).collect();
+        for (seq, key) in (1..).zip(&keys) {
+            cluster.write(leader, &put(session, seq, key, key));
+        }
+        for node in 0..size {
+            cluster.crash(node);
+        }
+        for node in 0..size {
+            cluster.start(node);
+        }
+        let leader = cluster.elect();
+        for key in &keys {
+            assert_eq!(cluster.get(leader, key), Answer::Value(key.as_bytes().to_vec()), "{key}");
+        }
+        cluster.expect_equal_states();
+    }
+}
+
+#[test]
+fn a_follower_that_missed_the_log_catches_up_by_snapshot() {
+    let mut cluster = Cluster::with_snapshots_every(3, 20_000);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    let follower = (leader + 1) % 3;
+    cluster.crash(follower);
+    let value = "v".repeat(500);
+    for seq in 1..=300 {
+        cluster.write(leader, &put(session, seq, &format!("key{}", seq % 40), &value));
+    }
+    assert!(cluster.status(leader).snapshot_index > 0, "the log was never cut");
+    cluster.start(follower);
+    cluster.expect_equal_states();
+    assert!(cluster.snapshots_sent > 0, "it caught up without a snapshot");
+    // What it got is durable, and it goes on from there.
+    cluster.crash(follower);
+    cluster.start(follower);
+    cluster.write(leader, &put(session, 301, "after", "x"));
+    cluster.expect_equal_states();
+}
+
+#[test]
+fn a_leader_without_a_majority_confirms_nothing_and_serves_no_read() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.elect();
+    let session = cluster.open_session(old);
+    cluster.write(old, &put(session, 1, "k", "old"));
+    cluster.isolate(old);
+    let write = cluster.ask_write(old, &put(session, 2, "k", "lost"));
+    let read = cluster.ask_get(old, "k");
+    let new = cluster.elect();
+    assert_ne!(new, old);
+    cluster.write(new, &put(session, 3, "k", "new"));
+    cluster.run(200);
+    assert_eq!(cluster.answer(old, write), Some(Answer::Refused(Refusal::Unknown)));
+    let refused = Some(Answer::Refused(Refusal::NotLeader { leader: None }));
+    assert_eq!(cluster.answer(old, read), refused);
+    cluster.heal();
+    cluster.expect_equal_states();
+    assert_eq!(cluster.get(new, "k"), Answer::Value(b"new".to_vec()));
+}
+
+#[test]
+fn a_node_without_its_data_does_not_come_back() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect();
+    cluster.crash(1);
+    let error = cluster.start_wiped(1);
+    assert!(error.contains("holds no data"), "{error}");
+}
+
+#[test]
+fn commands_that_clients_may_not_send_are_refused() {
+    let mut cluster = Cluster::new(1);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    let long = "k".repeat(5000);
+    for command in [
+        Command::Clock { now_ms: u64::MAX },
+        put(session, 1, "", "empty key"),
+        put(session, 1, &long, "long key"),
+        put(session, 1, "large", &"v".repeat(2 << 20)),
+    ] {
+        let ask = cluster.ask_write(leader, &command);
+        cluster.run(20);
+        let answer = cluster.answer(leader, ask);
+        assert!(matches!(answer, Some(Answer::Refused(_))), "{answer:?}");
+    }
+    let unknown = cluster.write(leader, &put(SessionId(77), 1, "k", "v"));
+    assert_eq!(unknown, Outcome::SessionUnknown);
+}
