@@ -70,3 +70,12 @@ impl Random {
         (0..len).map(|_| self.below(256) as u8).collect()
     }
 }
+
+#[test]
+fn readers_and_checkpoints_go_to_other_threads() {
+    fn shared<T: Clone + Send + Sync>() {}
+    fn sent<T: Send + 'static>() {}
+    shared::<super::Reader>();
+    sent::<super::Checkpoint>();
+    sent::<Store>();
+}

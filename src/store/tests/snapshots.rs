@@ -25,14 +25,16 @@ fn work(stores: &mut [&mut Store], sessions: &[crate::proto::command::SessionId]
         let key = [random.below(3) as u8, random.below(200) as u8];
         let len = random.below(50);
         let value = random.bytes(len);
-        let seq = 1 + random.below(3000);
+        let revision = stores[0].revision().0;
+        let seq = revision + random.below(300);
         let op = match random.below(3) {
             0 => Op::Delete { key: &key },
             1 => Op::Append { key: &key, value: &value },
             _ => Op::Put { key: &key, value: &value },
         };
         let session = sessions[random.below(sessions.len() as u64) as usize];
-        let now_ms = random.below(10_000_000);
+        // Sessions that are opened on the way and not used end in the second round.
+        let now_ms = revision * 1000 + random.below(50_000);
         let command = match random.below(50) {
             0 => Command::Clock { now_ms },
             1 => Command::OpenSession,
