@@ -11,7 +11,8 @@ use crate::raft::Index;
 use crate::store::{Options, Range, Reader, Row, Store};
 
 /// Value, revision, create revision, version.
-type Model = BTreeMap<Vec<u8>, (Vec<u8>, u64, u64, u64)>;
+type Seen = (Vec<u8>, u64, u64, u64);
+type Model = BTreeMap<Vec<u8>, Seen>;
 
 fn random_key(random: &mut Random) -> Vec<u8> {
     // Short keys over a small alphabet with zeros: prefixes of each other and of the 4-byte prefix.
@@ -84,10 +85,7 @@ fn check(reader: &Reader, at: Index, model: &Model, random: &mut Random) {
     }
 }
 
-fn assert_rows<'a>(
-    rows: impl Iterator<Item = Row<'a>>,
-    expected: &[(&Vec<u8>, &(Vec<u8>, u64, u64, u64))],
-) {
+fn assert_rows<'a>(rows: impl Iterator<Item = Row<'a>>, expected: &[(&Vec<u8>, &Seen)]) {
     let seen: Vec<_> = rows.map(|row| (row.key, row.value, row.revision.0)).collect();
     let expected: Vec<_> =
         expected.iter().map(|(key, value)| (&key[..], &value.0[..], value.1)).collect();
