@@ -1,5 +1,6 @@
 //! Quicraft: a durable, replicated, ordered key-value store in one binary.
 
+pub mod client;
 #[cfg(feature = "server")]
 pub mod disk;
 #[cfg(feature = "server")]

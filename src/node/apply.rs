@@ -59,7 +59,7 @@ impl Node {
 
     /// Begins a checkpoint when the log has grown enough since the last.
     pub(super) fn maybe_checkpoint(&mut self, output: &mut Output) {
-        let grown = self.log.appended_bytes().saturating_sub(self.snapshots.log_bytes);
+        let grown = self.snapshots.log_bytes;
         let applied = self.store.revision();
         if self.snapshots.running || grown < self.about.snapshot_log_bytes {
             return;
@@ -67,7 +67,7 @@ impl Node {
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
         let Some(term) = self.raft.term_at(applied).filter(|_| applied > newest) else { return };
         self.snapshots.running = true;
-        self.snapshots.log_bytes = self.log.appended_bytes();
+        self.snapshots.log_bytes = 0;
         output.checkpoint = Some(CheckpointJob {
             checkpoint: self.store.checkpoint(),
             at: super::SnapshotAt { index: applied, term },
@@ -105,9 +105,8 @@ impl Node {
             self.store = store;
             self.abandon_proposals();
             self.log.purge(at.index.next());
-            let log_bytes = self.log.appended_bytes();
-            self.snapshots =
-                Snapshots { newest: Some(at), running: self.snapshots.running, log_bytes };
+            let running = self.snapshots.running;
+            self.snapshots = Snapshots { newest: Some(at), running, log_bytes: 0 };
         }
     }
 }

@@ -80,7 +80,7 @@ struct Snapshots {
     newest: Option<SnapshotAt>,
     /// A checkpoint is being written.
     running: bool,
-    /// Bytes of the log when the newest was made.
+    /// Bytes that were added to the log since the newest was begun.
     log_bytes: u64,
 }
 
@@ -156,20 +156,25 @@ impl Node {
             Write::Noop { index, term } => {
                 let mut builder = BatchBuilder::new(index);
                 builder.push(term, raft::EntryKind::Noop, &[]);
-                self.log.append(builder.finish())
+                self.append(builder.finish())
             }
             Write::Proposed { first, .. } => {
                 let batch = batch.take().expect("a proposal brings its entries");
-                assert_eq!(batch.first(), first, "entries are encoded for their place");
-                self.log.append(batch)
+                assert_eq!(batch.first_index(), first, "entries are encoded for their place");
+                self.append(batch)
             }
             Write::Received { first, .. } => {
                 let batch = batch.take().expect("a message with entries brings them");
-                self.log.append(batch.slice_from(first))
+                self.append(batch.slice_from(first))
             }
             Write::Truncate { from } => self.log.truncate(from),
             Write::Reset { index, term } => self.log.reset(index, term),
         }
+    }
+
+    fn append(&mut self, batch: Batch) -> Ordinal {
+        self.snapshots.log_bytes += batch.byte_len() as u64;
+        self.log.append(batch)
     }
 
     /// The bytes of the entries that a message names.
@@ -193,8 +198,8 @@ impl Node {
 
     fn on_persisted(&mut self, persisted: crate::wal::Persisted, output: &mut Output) {
         self.no_space = persisted.no_space;
-        let ordinal = persisted.ordinal;
         self.log.on_persisted(persisted);
+        let ordinal = self.log.persisted();
         let mut durable = None;
         while self.writes.front().is_some_and(|&(_, write)| write <= ordinal) {
             durable = self.writes.pop_front().map(|(id, _)| id);

@@ -147,6 +147,8 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         return Err(Error::Gap { dir: options.dir, log_base, snapshot: covered, detail });
     }
     let mut entries = restore_entries(&options.dir, &log, &recovered)?;
+    let after = entries.iter().skip((covered.0 - log_base.0) as usize);
+    let recovered_bytes = after.map(|meta| u64::from(meta.bytes)).sum();
     let mut base = (log_base, base_term);
     let last = log_base.plus(entries.len() as u64);
     if let Some(at) = &newest
@@ -167,7 +169,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     }
     let membership = MembershipAt { index: base.0, membership: snapshot_membership };
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
-    let log_bytes = log.appended_bytes();
+    let log_bytes = recovered_bytes;
     let node = Node {
         about: options.about,
         raft,

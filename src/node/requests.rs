@@ -225,7 +225,7 @@ impl Node {
             last_log_index: self.raft.last_index().0,
             durable_index: self.raft.durable_index().0,
             snapshot_index: self.snapshots.newest.as_ref().map_or(0, |at| at.index.0),
-            log_bytes: self.log.bytes(),
+            log_bytes: self.raft.log_bytes(),
             keys: self.store.keys(),
             store_bytes: self.store.bytes(),
             state_hash: self.store.state_hash(),

@@ -22,7 +22,7 @@ pub fn decode_message(bytes: &Bytes) -> Result<(Message, Option<Batch>), Malform
     if prev_log_index.0 >= 1 << 60 {
         return Err(Malformed("index"));
     }
-    let batch = Batch::decode(prev_log_index.next(), rest)?;
+    let batch = Batch::decode(prev_log_index.next(), rest).map_err(|_| Malformed("log entries"))?;
     *entries = metas(&batch)?;
     Ok((message, Some(batch)))
 }

@@ -14,6 +14,8 @@ pub(super) struct Log {
     /// First index of each term's run, above `base`; terms strictly rise.
     runs: VecDeque<(Index, Term)>,
     entries: VecDeque<EntryShape>,
+    /// The sum of all lengths in `entries`.
+    bytes: u64,
     /// All memberships that are set above the base, after the one in force at the base.
     memberships: Vec<MembershipAt>,
 }
@@ -33,8 +35,14 @@ impl Log {
             base_term,
             runs: VecDeque::new(),
             entries: VecDeque::new(),
+            bytes: 0,
             memberships: vec![membership],
         }
+    }
+
+    /// The bytes of all entries.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The index before the first entry.
@@ -86,6 +94,7 @@ impl Log {
         if meta.term > last_term || self.runs.is_empty() {
             self.runs.push_back((index, meta.term));
         }
+        self.bytes += u64::from(meta.bytes);
         self.entries.push_back(EntryShape { bytes: meta.bytes, kind: meta.payload.kind() });
         if let Payload::Membership(membership) = meta.payload {
             self.memberships.push(MembershipAt { index, membership });
@@ -96,7 +105,8 @@ impl Log {
     /// Removes everything from `from` on.
     pub(super) fn truncate(&mut self, from: Index) {
         assert!(from > self.base, "truncation at {from} reaches below the base {}", self.base);
-        self.entries.truncate((from.0 - self.base.0 - 1) as usize);
+        let gone = self.entries.drain((from.0 - self.base.0 - 1) as usize..);
+        self.bytes -= gone.map(|entry| u64::from(entry.bytes)).sum::<u64>();
         while self.runs.back().is_some_and(|&(first, _)| first >= from) {
             self.runs.pop_back();
         }
@@ -111,7 +121,8 @@ impl Log {
         let term = self.term_at(index).expect("only what is in the log is compacted");
         let gone = self.memberships.partition_point(|at| at.index <= index).saturating_sub(1);
         self.memberships.drain(..gone);
-        self.entries.drain(..(index.0 - self.base.0) as usize);
+        let gone = self.entries.drain(..(index.0 - self.base.0) as usize);
+        self.bytes -= gone.map(|entry| u64::from(entry.bytes)).sum::<u64>();
         while self.runs.get(1).is_some_and(|&(first, _)| first <= index.next()) {
             self.runs.pop_front();
         }

@@ -173,6 +173,11 @@ impl Raft {
         self.log.last_index()
     }
 
+    /// Bytes of the entries in the log.
+    pub fn log_bytes(&self) -> u64 {
+        self.log.bytes()
+    }
+
     /// The last index of the log that is durable here.
     pub fn durable_index(&self) -> Index {
         self.durability.index()

@@ -176,10 +176,7 @@ fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOp
         identity: wal::Identity { cluster: pki::cluster_id(cluster), node: id },
         log: wal::Options {
             segment_bytes: settings.segment_bytes,
-            io: match settings.log_io {
-                LogIo::Write => wal::Io::Write,
-                LogIo::Map => wal::Io::Map,
-            },
+            ..wal::Options::new(settings.log_io)
         },
         store: store::Options {
             arena_bytes: ARENA_BYTES,

@@ -4,15 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How the log brings bytes to the disk; both ways write the same bytes (see `wal`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogIo {
-    /// `pwrite` and `fdatasync`.
-    #[default]
-    Write,
-    /// Store into the memory map and `msync`.
-    Map,
-}
+pub use crate::wal::LogIo;
 
 /// One member of the cluster, as every node's configuration lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -110,7 +110,12 @@ impl Cluster {
             dir: self.cells[node].dir.clone(),
             disk: Arc::new(self.cells[node].disk.clone()),
             identity: wal::Identity { cluster: CLUSTER, node: NodeId(node as u64 + 1) },
-            log: wal::Options { segment_bytes: 64 << 10, io: wal::Io::Write },
+            log: wal::Options {
+                segment_bytes: 64 << 10,
+                io: wal::LogIo::Write,
+                prepare_on_thread: false,
+                salt_seed: self.starts,
+            },
             store: STORE,
             raft: Config {
                 id: NodeId(node as u64 + 1),
