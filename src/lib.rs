@@ -2,6 +2,8 @@
 
 pub mod client;
 #[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
 pub mod disk;
 #[cfg(feature = "server")]
 pub mod node;

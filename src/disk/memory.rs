@@ -1,0 +1,318 @@
+//! A disk for tests: it can forget what was not synced, tear it, fail a sync and be full.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{Access, Disk, Error, File, Lock, Map, Result};
+
+/// Files in memory, with what a crash would leave of them. Clones share the same files.
+///
+/// Invariant: `durable` names and bytes change only by syncs, allocations and crashes.
+#[derive(Clone, Debug, Default)]
+pub struct MemDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    names: BTreeMap<PathBuf, u64>,
+    names_durable: BTreeMap<PathBuf, u64>,
+    files: BTreeMap<u64, Content>,
+    dirs: BTreeSet<PathBuf>,
+    locks: BTreeSet<PathBuf>,
+    capacity: Option<u64>,
+    syncs: u64,
+    fail_sync_at: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Content {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+}
+
+impl MemDisk {
+    /// An empty disk without a limit.
+    pub fn new() -> MemDisk {
+        MemDisk::default()
+    }
+
+    /// Power cut: everything that was not synced is gone, also names. Locks are released.
+    pub fn crash(&self) {
+        self.crash_keeping(|_, _| false);
+    }
+
+    /// Power cut in which the device kept some unsynced sectors: `keep(path, sector)` decides for each sector of 512
+    /// bytes that differs. Names that were not synced are gone.
+    pub fn crash_keeping(&self, mut keep: impl FnMut(&Path, usize) -> bool) {
+        let mut state = self.lock_state();
+        let state = &mut *state;
+        state.names = state.names_durable.clone();
+        state.locks.clear();
+        for (path, id) in &state.names {
+            let content = state.files.get_mut(id).expect("names only point to files that exist");
+            let Content { now, durable } = content;
+            for (sector, fresh) in now.chunks(SECTOR_BYTES).enumerate() {
+                let start = sector * SECTOR_BYTES;
+                let end = start + fresh.len();
+                let is_same = durable.get(start..end).is_some_and(|old| old == fresh);
+                if !is_same && keep(path, sector) {
+                    durable.resize(durable.len().max(end), 0);
+                    durable[start..end].copy_from_slice(fresh);
+                }
+            }
+            *now = durable.clone();
+        }
+    }
+
+    /// Kill of the process: nothing is lost but the locks.
+    pub fn kill(&self) {
+        self.lock_state().locks.clear();
+    }
+
+    /// Lets the `nth` sync of a file from now on fail once (1 is the next one).
+    pub fn fail_sync(&self, nth: u64) {
+        let mut state = self.lock_state();
+        state.fail_sync_at = Some(state.syncs + nth);
+    }
+
+    /// How many bytes all files together may have; `None` is no limit.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.lock_state().capacity = bytes;
+    }
+
+    /// How many syncs of file contents there were.
+    pub fn syncs(&self) -> u64 {
+        self.lock_state().syncs
+    }
+
+    /// The present bytes of a file, if it exists.
+    pub fn dump(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = self.lock_state();
+        state.names.get(path).map(|id| state.files[id].now.clone())
+    }
+
+    /// Replaces the bytes of a file behind everyone's back, durably: a fault of the medium.
+    pub fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.lock_state();
+        let id = state.names[path];
+        let content = state.files.get_mut(&id).expect("names only point to files that exist");
+        change(&mut content.now);
+        content.durable = content.now.clone();
+    }
+
+    /// An independent copy of the disk as it is, without locks.
+    pub fn fork(&self) -> MemDisk {
+        let state = self.lock_state();
+        let copy = State {
+            names: state.names.clone(),
+            names_durable: state.names_durable.clone(),
+            files: state.files.clone(),
+            dirs: state.dirs.clone(),
+            capacity: state.capacity,
+            ..State::default()
+        };
+        MemDisk { state: Arc::new(Mutex::new(copy)) }
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn used_bytes(&self) -> u64 {
+        self.names.values().map(|id| self.files[id].now.len() as u64).sum()
+    }
+
+    /// Counts a sync and says whether it is the one that fails.
+    fn sync(&mut self, path: &Path) -> Result<()> {
+        self.syncs += 1;
+        if self.fail_sync_at == Some(self.syncs) {
+            return Err(fail("sync", path, io::ErrorKind::Other));
+        }
+        Ok(())
+    }
+
+    fn grow(&mut self, path: &Path, id: u64, bytes: u64) -> Result<()> {
+        let old = self.files[&id].now.len() as u64;
+        let grown = bytes.saturating_sub(old);
+        if grown > 0 && self.capacity.is_some_and(|max| self.used_bytes() + grown > max) {
+            return Err(Error::NoSpace { op: "allocate", path: path.to_owned() });
+        }
+        self.content(id).now.resize(old.max(bytes) as usize, 0);
+        Ok(())
+    }
+
+    fn content(&mut self, id: u64) -> &mut Content {
+        self.files.get_mut(&id).expect("files are never removed while the disk lives")
+    }
+}
+
+impl Disk for MemDisk {
+    fn create_dir(&self, path: &Path) -> Result<()> {
+        self.lock_state().dirs.extend(path.ancestors().map(Path::to_owned));
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> Result<Vec<String>> {
+        let state = self.lock_state();
+        if !state.dirs.contains(path) {
+            return Err(fail("list", path, io::ErrorKind::NotFound));
+        }
+        let inside = state.names.keys().filter(|name| name.parent() == Some(path));
+        Ok(inside.filter_map(|name| Some(name.file_name()?.to_str()?.to_owned())).collect())
+    }
+
+    fn open(&self, path: &Path) -> Result<Arc<dyn File>> {
+        let state = self.lock_state();
+        let id =
+            *state.names.get(path).ok_or_else(|| fail("open", path, io::ErrorKind::NotFound))?;
+        Ok(Arc::new(MemFile { state: self.state.clone(), id, path: path.to_owned() }))
+    }
+
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        let mut state = self.lock_state();
+        let id = state.files.len() as u64;
+        state.files.insert(id, Content::default());
+        state.names.insert(path.to_owned(), id);
+        Ok(Arc::new(MemFile { state: self.state.clone(), id, path: path.to_owned() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let mut state = self.lock_state();
+        let id = state.names.remove(from);
+        let id = id.ok_or_else(|| fail("rename", from, io::ErrorKind::NotFound))?;
+        state.names.insert(to.to_owned(), id);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        let removed = self.lock_state().names.remove(path);
+        removed.map(|_| ()).ok_or_else(|| fail("remove", path, io::ErrorKind::NotFound))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<()> {
+        let mut state = self.lock_state();
+        let inside = |name: &PathBuf| name.parent() == Some(path);
+        let fresh: Vec<_> = state.names.iter().map(|(name, id)| (name.clone(), *id)).collect();
+        state.names_durable.retain(|name, _| !inside(name));
+        state.names_durable.extend(fresh.into_iter().filter(|(name, _)| inside(name)));
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {
+        if !self.lock_state().locks.insert(path.to_owned()) {
+            return Err(Error::Locked { path: path.to_owned() });
+        }
+        Ok(Box::new(MemLock { state: self.state.clone(), path: path.to_owned() }))
+    }
+
+    fn free_bytes(&self, _path: &Path) -> Result<u64> {
+        let state = self.lock_state();
+        Ok(state.capacity.map_or(u64::MAX, |max| max.saturating_sub(state.used_bytes())))
+    }
+}
+
+#[derive(Debug)]
+struct MemLock {
+    state: Arc<Mutex<State>>,
+    path: PathBuf,
+}
+
+impl Lock for MemLock {}
+
+impl Drop for MemLock {
+    fn drop(&mut self) {
+        lock(&self.state).locks.remove(&self.path);
+    }
+}
+
+#[derive(Clone, Debug)]
+struct MemFile {
+    state: Arc<Mutex<State>>,
+    id: u64,
+    path: PathBuf,
+}
+
+impl File for MemFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut state = lock(&self.state);
+        let now = &state.content(self.id).now;
+        let start = (offset as usize).min(now.len());
+        let bytes = now.get(start..start + buffer.len());
+        let bytes = bytes.ok_or_else(|| fail("read", &self.path, io::ErrorKind::UnexpectedEof))?;
+        buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut state = lock(&self.state);
+        let end = offset as usize + bytes.len();
+        state.grow(&self.path, self.id, end as u64)?;
+        state.content(self.id).now[offset as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        state.sync(&self.path)?;
+        let content = state.content(self.id);
+        content.durable.clone_from(&content.now);
+        Ok(())
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        Ok(lock(&self.state).content(self.id).now.len() as u64)
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<()> {
+        lock(&self.state).grow(&self.path, self.id, bytes)?;
+        File::sync(self)
+    }
+
+    fn forget_cache(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn map(&self, _access: Access) -> Result<Arc<dyn Map>> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl Map for MemFile {
+    fn bytes(&self) -> usize {
+        lock(&self.state).content(self.id).now.len()
+    }
+
+    fn read_at(&self, offset: usize, buffer: &mut [u8]) {
+        let mut state = lock(&self.state);
+        buffer.copy_from_slice(&state.content(self.id).now[offset..offset + buffer.len()]);
+    }
+
+    fn write_at(&self, offset: usize, bytes: &[u8]) {
+        let mut state = lock(&self.state);
+        state.content(self.id).now[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn sync(&self, offset: usize, bytes: usize) -> Result<()> {
+        let mut state = lock(&self.state);
+        state.sync(&self.path)?;
+        let Content { now, durable } = state.content(self.id);
+        durable.resize(now.len(), 0);
+        durable[offset..offset + bytes].copy_from_slice(&now[offset..offset + bytes]);
+        Ok(())
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("no method panics while it holds the lock, but by a broken test")
+}
+
+fn fail(op: &'static str, path: &Path, kind: io::ErrorKind) -> Error {
+    Error::from_io(op, path, kind.into())
+}
+
+const SECTOR_BYTES: usize = 512;

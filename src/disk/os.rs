@@ -1,0 +1,163 @@
+//! The machine's disk: thin over the system calls, with the flags and modes that the log relies on.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Advice, FallocateFlags, OFlags};
+
+use super::map::OsMap;
+use super::{Access, Disk, Error, File, Lock, Map, Result};
+
+/// The disk of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OsDisk;
+
+impl Disk for OsDisk {
+    fn create_dir(&self, path: &Path) -> Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|e| Error::from_io("create directory", path, e))
+    }
+
+    fn list(&self, path: &Path) -> Result<Vec<String>> {
+        let fail = |e| Error::from_io("list", path, e);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if entry.file_type().map_err(fail)?.is_file() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn open(&self, path: &Path) -> Result<Arc<dyn File>> {
+        OsFile::open(path, "open", fs::OpenOptions::new().read(true).write(true))
+    }
+
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        let mut options = fs::OpenOptions::new();
+        OsFile::open(path, "create", options.read(true).write(true).create(true).truncate(true))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        fs::rename(from, to).map_err(|e| Error::from_io("rename", from, e))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        fs::remove_file(path).map_err(|e| Error::from_io("remove", path, e))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<()> {
+        fs::File::open(path)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|e| Error::from_io("sync directory", path, e))
+    }
+
+    fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {
+        let file =
+            system_open(path, fs::OpenOptions::new().write(true).create(true).truncate(false))
+                .map_err(|e| Error::from_io("open", path, e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(OsLock { _file: file })),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_owned() }),
+            Err(fs::TryLockError::Error(e)) => Err(Error::from_io("lock", path, e)),
+        }
+    }
+
+    fn free_bytes(&self, path: &Path) -> Result<u64> {
+        let stat = rustix::fs::statvfs(path).map_err(|e| Error::from_io("stat", path, e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// The lock of a running node; the system releases it with the descriptor, also after a kill.
+#[derive(Debug)]
+struct OsLock {
+    _file: fs::File,
+}
+
+impl Lock for OsLock {}
+
+/// A file of this machine.
+#[derive(Debug)]
+struct OsFile {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl OsFile {
+    fn open(path: &Path, op: &'static str, options: &mut fs::OpenOptions) -> Result<Arc<dyn File>> {
+        let file = system_open(path, options).map_err(|e| Error::from_io(op, path, e))?;
+        Ok(Arc::new(OsFile { file, path: path.to_owned() }))
+    }
+
+    fn fail(&self, op: &'static str) -> impl Fn(io::Error) -> Error + '_ {
+        move |source| Error::from_io(op, &self.path, source)
+    }
+
+    /// For file systems without fallocate: ordinary writes; the cache is dropped, so that no large folio stays behind
+    /// (one small append would then rewrite all of it).
+    fn write_zeros(&self, bytes: u64) -> Result<()> {
+        let zeros = vec![0; 64 << 10];
+        let mut offset = 0;
+        while offset < bytes {
+            let part = (bytes - offset).min(zeros.len() as u64);
+            self.write_at(offset, &zeros[..part as usize])?;
+            offset += part;
+        }
+        self.file.sync_all().map_err(self.fail("sync"))?;
+        self.forget_cache()
+    }
+}
+
+impl File for OsFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(buffer, offset).map_err(self.fail("read"))
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(self.fail("write"))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(self.fail("sync"))
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        Ok(self.file.metadata().map_err(self.fail("stat"))?.len())
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<()> {
+        assert!(bytes > 0, "allocating nothing");
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::OPNOTSUPP) => return self.write_zeros(bytes),
+            Err(e) => return Err(self.fail("allocate")(e.into())),
+        }
+        // Reserved blocks still count as unwritten: each page is stored through a map, in small folios, and synced
+        // with the file's length, so that an append later changes no metadata.
+        OsMap::new(&self.file, &self.path, Access::ReadWrite)?.dirty_all();
+        self.file.sync_all().map_err(self.fail("sync"))
+    }
+
+    fn forget_cache(&self) -> Result<()> {
+        rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
+            .map_err(|e| self.fail("drop the cache of")(e.into()))
+    }
+
+    fn map(&self, access: Access) -> Result<Arc<dyn Map>> {
+        Ok(Arc::new(OsMap::new(&self.file, &self.path, access)?))
+    }
+}
+
+fn system_open(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
+    let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW).bits() as i32;
+    options.mode(0o600).custom_flags(flags).open(path)
+}
