@@ -105,6 +105,7 @@ pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error>
     if !recovered.is_new {
         return Err(Error::NotEmpty(options.dir.clone()));
     }
+    snapshot::create_dir(&snapshots_dir(&options.dir))?;
     let mut body = Vec::new();
     proto::encode(membership, &mut body);
     let mut builder = BatchBuilder::new(Index(1));

@@ -90,6 +90,11 @@ pub(super) struct Header {
     pub(super) image_bytes: u64,
 }
 
+/// Makes the directory for snapshots, durably, if it is missing.
+pub fn create_dir(dir: &Path) -> Result<(), Error> {
+    files::create_dir(dir)
+}
+
 /// The snapshots in `dir`, newest first, by name only.
 pub fn list(dir: &Path) -> Result<Vec<(Index, PathBuf)>, Error> {
     let names = files::names(dir)?;
