@@ -1,5 +1,7 @@
 //! Quicraft: a durable, replicated, ordered key-value store in one binary.
 
+#[cfg(feature = "server")]
+pub mod cli;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod config;

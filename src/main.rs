@@ -1,3 +1,7 @@
-//! The `quicraft` command.
+//! The `quicraft` command: node, client and certificate authority in one.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quicraft::cli::main()
+}
