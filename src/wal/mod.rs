@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The owner carries records and reports between them; the halves share no lock. [`Log`] takes [`Batch`]es in the form
-//! in which peers send them; [`Writer`] turns them into records ([`format`]) in segments ([`segment`]).
+//! in which peers send them; [`Writer`] turns them into records in segments.
 //!
 //! **What always holds.**
 //! - Records become durable in the order in which they were handed over: what was synced is a prefix.

@@ -189,7 +189,9 @@ impl Scan {
                     segment.corrupt(offset, "a record that does not follow the one before it")
                 );
             }
-            let mut body = masked[..head.body_bytes as usize].to_vec();
+            // Only hard states are looked into: the bodies of entries stay on the disk.
+            let wanted = if head.kind == Kind::Hard { head.body_bytes as usize } else { 0 };
+            let mut body = masked[..wanted].to_vec();
             segment.codec.mask(&mut body);
             let place = Place { segment: segment.header.seq, offset: offset as u32 };
             self.replay
