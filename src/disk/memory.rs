@@ -45,12 +45,13 @@ impl MemDisk {
     }
 
     /// Power cut in which the device kept some unsynced sectors: `keep(path, sector)` decides for each sector of 512
-    /// bytes that differs. Names that were not synced are gone.
+    /// bytes that differs. Names that were not synced are gone; a planned failure is called off.
     pub fn crash_keeping(&self, mut keep: impl FnMut(&Path, usize) -> bool) {
         let mut state = self.lock_state();
         let state = &mut *state;
         state.names = state.names_durable.clone();
         state.locks.clear();
+        state.fail_sync_at = None;
         for (path, id) in &state.names {
             let content = state.files.get_mut(id).expect("names only point to files that exist");
             let Content { now, durable } = content;

@@ -18,7 +18,7 @@
 //! **Left out.** Formats, who owns a file, retries. Reads are not O_DIRECT: [`File::forget_cache`] after a sync makes
 //! the next read come from the device.
 //!
-//! **More.** `docs` of the log ([`crate::wal`]).
+//! **More.** The log's assumptions about the medium: [`crate::wal`].
 
 mod map;
 mod memory;

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The owner carries records and reports between them; the halves share no lock. [`Log`] takes [`Batch`]es in the form
-//! in which peers send them; [`Writer`] turns them into records ([`format`]) in segments ([`segment`]).
+//! in which peers send them; [`Writer`] turns them into records in segments.
 //!
 //! **What always holds.**
 //! - Records become durable in the order in which they were handed over: what was synced is a prefix.
@@ -29,7 +29,7 @@
 //!
 //! **Left out.** Repair of damage (it is refused), roles, snapshots, threads but one that prepares the next segment.
 //!
-//! **More.** Byte tables: `format.rs`, `segment.rs`, `mark.rs`. The recovery rules: `recovery.rs`.
+//! **More.** Byte tables: `format.rs`, `segment.rs`, `mark.rs`. The recovery rules: `scan.rs`.
 
 mod ahead;
 mod batch;
@@ -39,6 +39,7 @@ mod mark;
 mod purge;
 mod recovery;
 mod replay;
+mod scan;
 mod segment;
 mod terms;
 #[cfg(test)]

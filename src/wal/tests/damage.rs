@@ -213,3 +213,23 @@ fn a_crash_at_any_sync_loses_nothing_that_was_reported() {
         }
     }
 }
+
+#[test]
+fn a_crash_during_an_opening_loses_nothing() {
+    let (disk, mut rig, before) = fifty();
+    rig.append(1, 1, 3000);
+    disk.fail_sync(1);
+    rig.try_sync().unwrap_err();
+    for nth in 1..12 {
+        let copy = disk.fork();
+        copy.crash_keeping(|_, sector| sector % 2 == 0);
+        copy.fail_sync(nth);
+        let outcome = Rig::open(Arc::new(copy.clone()), &rig.dir, rig.options).map(|_| ());
+        assert!(nth > 4 || outcome.is_err(), "sync {nth} is part of the opening");
+        copy.crash();
+        let rig = Rig::open(Arc::new(copy.clone()), &rig.dir, rig.options).unwrap();
+        assert_eq!(rig.contents(), before);
+        assert_eq!(rig.recovered.hard_state, hard(1, 2, 24));
+        assert_eq!(rig.reopen().contents(), before);
+    }
+}

@@ -207,6 +207,23 @@ fn many_openings_lose_nothing_and_a_thread_may_prepare() {
 }
 
 #[test]
+fn opening_over_and_over_does_not_fill_the_disk() {
+    let (_disk, mut rig) = Rig::memory(LogIo::Write);
+    rig.append(5, 1, 100);
+    rig.log.save_hard_state(hard(2, 1, 3));
+    rig.log.snapshot_saved(Index(2), Term(1));
+    rig.sync();
+    let before = rig.contents();
+    for _ in 0..10 {
+        rig = rig.reopen();
+        assert_eq!(rig.contents(), before);
+        assert_eq!(rig.recovered.hard_state, hard(2, 1, 3));
+        assert_eq!(rig.recovered.snapshot, Some((Index(2), Term(1))));
+        assert_eq!(rig.files(".wal").len(), 2);
+    }
+}
+
+#[test]
 fn a_batch_is_what_peers_send() {
     let mut builder = BatchBuilder::new(Index(5));
     builder.push(Term(1), EntryKind::Noop, b"");
