@@ -49,6 +49,8 @@ struct World {
     wires: Vec<Message>,
     shipments: Vec<Shipment>,
     cuts: BTreeSet<(NodeId, NodeId)>,
+    /// A node whose clock stands still.
+    asleep: Option<NodeId>,
     /// How often each kind of thing happens, drawn anew for each seed.
     weights: Vec<(Act, usize)>,
     checks: Checks,
@@ -73,6 +75,7 @@ enum Act {
     CrashLeader,
     Restart,
     Partition,
+    Isolate,
     Heal,
     Transfer,
     Unreachable,
@@ -104,6 +107,7 @@ impl World {
             wires: Vec::new(),
             shipments: Vec::new(),
             cuts: BTreeSet::new(),
+            asleep: None,
             weights,
             checks: Checks::default(),
             starts: seed,
@@ -131,6 +135,7 @@ impl World {
             Act::Deliver => self.deliver(true),
             Act::Double => self.deliver(false),
             Act::Drop => drop(self.take_message()),
+            Act::Tick if self.asleep == Some(id) => {}
             Act::Tick => self.step(id, Event::Tick),
             Act::Persist => self.persist(id),
             Act::Propose => self.propose(id),
@@ -142,7 +147,11 @@ impl World {
             Act::CrashLeader => self.leaders().into_iter().for_each(|id| self.crash(id)),
             Act::Restart => self.restart(id),
             Act::Partition => self.partition(),
-            Act::Heal => self.cuts.clear(),
+            Act::Isolate => self.isolate(),
+            Act::Heal => {
+                self.cuts.clear();
+                self.asleep = None;
+            }
             Act::Transfer => self.step(id, Event::Transfer),
             Act::Unreachable => {
                 let peer = self.dice.pick(&ids);
@@ -214,6 +223,12 @@ impl World {
     }
 
     fn read(&mut self, id: NodeId) {
+        let leaders = self.leaders();
+        let id = if leaders.is_empty() || self.dice.below(2) == 0 {
+            id
+        } else {
+            self.dice.pick(&leaders)
+        };
         if self.up.contains_key(&id) {
             self.reads += 1;
             let read = ReadId(self.reads);
@@ -287,9 +302,25 @@ impl World {
         }
     }
 
+    /// A leader, and maybe one more, is cut off and its clock stops: it does not know that it is
+    /// deposed, and what it began is finished by others or not at all.
+    fn isolate(&mut self) {
+        let leaders = self.leaders();
+        let Some(&leader) = leaders.last() else { return };
+        let ids: Vec<NodeId> = self.voters.iter().copied().collect();
+        let company = [leader, self.dice.pick(&ids)];
+        let cut = |one: &NodeId, other: &NodeId| company.contains(one) != company.contains(other);
+        for &one in &ids {
+            let others = ids.iter().filter(|other| cut(&one, other));
+            self.cuts.extend(others.map(|&other| (one, other)));
+        }
+        self.asleep = Some(leader);
+    }
+
     /// All is well from here on; a proposal must commit everywhere and reads must be answered.
     fn demand_progress(&mut self) {
         self.cuts.clear();
+        self.asleep = None;
         for id in self.voters.clone() {
             self.restart(id);
         }
@@ -347,10 +378,11 @@ fn weights(dice: &mut Dice) -> Vec<(Act, usize)> {
         (Act::LoseShipment, rare(dice)),
         (Act::Compact, dice.pick(&[0, 2, 10])),
         (Act::Crash, rare(dice)),
-        (Act::CrashLeader, rare(dice)),
+        (Act::CrashLeader, dice.pick(&[0, 2, 8])),
         (Act::Restart, dice.pick(&[10, 40])),
         (Act::Partition, rare(dice)),
-        (Act::Heal, 8),
+        (Act::Isolate, rare(dice)),
+        (Act::Heal, dice.pick(&[2, 8])),
         (Act::Transfer, rare(dice)),
         (Act::Unreachable, rare(dice)),
     ]
