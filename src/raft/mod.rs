@@ -111,6 +111,12 @@ impl Raft {
         }
         let mut hard = restored.hard_state;
         hard.commit_index = hard.commit_index.clamp(base, log.last_index());
+        // A snapshot of a term may be durable before the term itself is. No vote of that term was:
+        // it would have brought the term along.
+        let is_behind = hard.term < log.last_term();
+        if is_behind {
+            (hard.term, hard.voted_for) = (log.last_term(), None);
+        }
         let durability = Durability::new(log.last_index());
         let random_state = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let mut raft = Raft {
@@ -124,6 +130,9 @@ impl Raft {
             election_timeout: 0,
             random_state,
         };
+        if is_behind {
+            raft.save_hard_state();
+        }
         raft.reset_election_timer();
         if raft.log.membership().voters.len() == 1 {
             // Nobody else could lead, so there is nobody to wait for.
