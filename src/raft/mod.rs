@@ -298,9 +298,7 @@ impl Raft {
 
     /// Whether a message can come from an honest node: bounds that keep absurd numbers out.
     fn is_sane(&self, message: &Message) -> bool {
-        let known = self.log.membership().voters.contains(&message.from);
-        let addressed = message.to == self.config.id && message.from != self.config.id;
-        let term_fits = message.term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX);
+        let addressed = message.to == self.config.id;
         let body_fits = match &message.body {
             Body::AppendEntries { prev_log_index, prev_log_term, entries, .. } => {
                 let mut term = *prev_log_term;
@@ -321,7 +319,13 @@ impl Raft {
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. } => true,
         };
-        known && addressed && term_fits && body_fits
+        self.is_peer(message.from, message.term) && addressed && body_fits
+    }
+
+    /// Whether this is another member, with a term that can be believed.
+    fn is_peer(&self, from: NodeId, term: Term) -> bool {
+        let known = from != self.config.id && self.log.membership().voters.contains(&from);
+        known && term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX)
     }
 
     fn peers(&self) -> Vec<NodeId> {
