@@ -111,6 +111,12 @@ impl Raft {
         }
         let mut hard = restored.hard_state;
         hard.commit_index = hard.commit_index.clamp(base, log.last_index());
+        // A snapshot of a term may be durable before the term itself is. No vote of that term was:
+        // it would have brought the term along.
+        let is_behind = hard.term < log.last_term();
+        if is_behind {
+            (hard.term, hard.voted_for) = (log.last_term(), None);
+        }
         let durability = Durability::new(log.last_index());
         let random_state = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let mut raft = Raft {
@@ -124,6 +130,9 @@ impl Raft {
             election_timeout: 0,
             random_state,
         };
+        if is_behind {
+            raft.save_hard_state();
+        }
         raft.reset_election_timer();
         if raft.log.membership().voters.len() == 1 {
             // Nobody else could lead, so there is nobody to wait for.
@@ -294,9 +303,7 @@ impl Raft {
 
     /// Whether a message can come from an honest node: bounds that keep absurd numbers out.
     fn is_sane(&self, message: &Message) -> bool {
-        let known = self.log.membership().voters.contains(&message.from);
-        let addressed = message.to == self.config.id && message.from != self.config.id;
-        let term_fits = message.term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX);
+        let addressed = message.to == self.config.id;
         let body_fits = match &message.body {
             Body::AppendEntries { prev_log_index, prev_log_term, entries, .. } => {
                 let mut term = *prev_log_term;
@@ -317,7 +324,13 @@ impl Raft {
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. } => true,
         };
-        known && addressed && term_fits && body_fits
+        self.is_peer(message.from, message.term) && addressed && body_fits
+    }
+
+    /// Whether this is another member, with a term that can be believed.
+    fn is_peer(&self, from: NodeId, term: Term) -> bool {
+        let known = from != self.config.id && self.log.membership().voters.contains(&from);
+        known && term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX)
     }
 
     fn peers(&self) -> Vec<NodeId> {

@@ -99,6 +99,13 @@ impl Progress {
         self.stalled_ticks = 0;
     }
 
+    /// What is in flight is taken for lost. Where the logs agree is asked again at the same place: to
+    /// begin at what is known would bring a follower that was only away a needless snapshot.
+    pub(super) fn on_lost(&mut self) {
+        let asks = matches!(self.state, State::Probe { .. });
+        self.become_probe(if asks { self.next_index } else { Index(0) });
+    }
+
     pub(super) fn become_snapshot(&mut self) {
         self.become_probe(Index(0));
         self.state = State::Snapshot;

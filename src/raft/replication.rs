@@ -177,7 +177,7 @@ impl Raft {
         let mut lost = Vec::new();
         for (&id, peer) in &mut leader.peers {
             if peer.on_tick(patience) {
-                peer.become_probe(Index(0));
+                peer.on_lost();
                 lost.push(id);
             }
         }

@@ -5,7 +5,7 @@ use super::effects::Write;
 use super::log::Log;
 use super::progress::State;
 use super::state::Role;
-use super::{Index, Membership, MembershipAt, NodeId, Raft, Term};
+use super::{INDEX_MAX, Index, Membership, MembershipAt, NodeId, Raft, Term};
 
 impl Raft {
     /// A snapshot is durable, so the log up to `index` may go.
@@ -44,10 +44,10 @@ impl Raft {
         (index, index_term): (Index, Term),
         membership: Membership,
     ) {
-        if term < self.hard.term || index_term > term || self.config.id == from {
+        let is_sane = self.is_peer(from, term) && index_term <= term && index.0 < INDEX_MAX;
+        if !is_sane || term < self.hard.term || !self.follow(term, from) {
             return;
         }
-        self.follow(term, from);
         if index <= self.hard.commit_index {
             // An old one does no harm: what it covers is here, and equal.
             let commit_index = self.hard.commit_index;

@@ -1,0 +1,383 @@
+//! The commands of the golden scripts.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::str::FromStr;
+
+use quicraft::raft::{
+    Body, Config, EntryMeta, Event, HardState, Index, Message, NodeId, Payload, ReadId, RoleKind,
+    Term,
+};
+
+use crate::cluster::Cluster;
+use crate::node::Disk;
+
+/// A node by name, as `n1`.
+#[derive(Clone, Copy, Debug)]
+struct Id(NodeId);
+
+impl FromStr for Id {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Id, String> {
+        let number = name.strip_prefix('n').and_then(|n| n.parse().ok());
+        number.map(|n| Id(NodeId(n))).ok_or_else(|| format!("{name} is no node"))
+    }
+}
+
+/// What a script may say.
+#[derive(goldenscript::Command)]
+enum Command {
+    /// A new cluster; times in ticks, sizes in bytes, `entries` per message.
+    Cluster {
+        #[arg(key)]
+        nodes: u64,
+        #[arg(key)]
+        entries: Option<usize>,
+        #[arg(key)]
+        window: Option<u64>,
+        #[arg(key)]
+        uncommitted: Option<u64>,
+    },
+    /// The terms of a node's log, as if it had been restarted with it.
+    Log {
+        node: Id,
+        #[arg(optional)]
+        terms: Vec<u64>,
+        #[arg(key)]
+        term: Option<u64>,
+        #[arg(key)]
+        commit: Option<u64>,
+    },
+    /// Lets time pass at one node.
+    Tick { node: Id, count: u32 },
+    /// Lets time pass at one node until it runs.
+    Campaign { node: Id },
+    /// Runs and lets it win: ticks until it runs, then delivers everything.
+    Elect { node: Id },
+    /// Proposes commands of `bytes` each.
+    Propose {
+        node: Id,
+        #[arg(key)]
+        count: Option<usize>,
+        #[arg(key)]
+        bytes: Option<u32>,
+    },
+    /// Asks for an index to read at.
+    Read {
+        node: Id,
+        #[arg(key)]
+        id: u64,
+    },
+    /// `manual`: this node's disk confirms only what `persist` tells it to; `auto`: at once.
+    Disk { node: Id, mode: String },
+    /// The disk confirms all writes, or the oldest `count`.
+    Persist {
+        node: Id,
+        #[arg(key)]
+        count: Option<usize>,
+    },
+    /// Delivers what is on the wires, from one node and to another if named, and not what follows.
+    Deliver {
+        from: Option<Id>,
+        to: Option<Id>,
+        #[arg(key)]
+        count: Option<usize>,
+    },
+    /// Delivers until nothing moves.
+    Stabilize,
+    /// Loses what is on the wires, from one node and to another if named.
+    Drop { from: Option<Id>, to: Option<Id> },
+    /// Delivers the newest message between two nodes first.
+    Overtake { from: Id, to: Id },
+    /// Doubles what is on the wire between two nodes.
+    Double { from: Id, to: Id },
+    /// Cuts these nodes off from all others.
+    Partition { nodes: Vec<Id> },
+    /// Mends all cuts.
+    Heal,
+    /// Takes all from a node that its disk does not hold.
+    Crash { node: Id },
+    /// Starts it again.
+    Restart { node: Id },
+    /// Makes a snapshot durable and cuts the log.
+    Compact { node: Id, index: u64 },
+    /// A node's snapshot, or an older one at `index`, reaches another.
+    Snapshot {
+        from: Id,
+        to: Id,
+        #[arg(key)]
+        index: Option<u64>,
+    },
+    /// Sending a snapshot failed.
+    SnapshotFailed { from: Id, to: Id },
+    /// A forged snapshot.
+    ForgeSnapshot {
+        from: Id,
+        to: Id,
+        #[arg(key)]
+        term: u64,
+        #[arg(key)]
+        index: u64,
+    },
+    /// A forged message: kinds `append`, `heartbeat`, `vote`, `appended`, `rejected`.
+    Forge {
+        from: Id,
+        to: Id,
+        kind: String,
+        #[arg(key)]
+        term: u64,
+        #[arg(key, optional)]
+        index: u64,
+        #[arg(key, optional)]
+        index_term: u64,
+        #[arg(key, optional)]
+        entry_term: u64,
+    },
+    /// Hands leadership away.
+    Transfer { node: Id },
+    /// A connection broke.
+    Unreachable { node: Id, peer: Id },
+    /// All nodes.
+    Status,
+}
+
+struct Script {
+    cluster: Option<Cluster>,
+}
+
+impl goldenscript::Runner for Script {
+    type Command = Command;
+
+    fn run(
+        &mut self,
+        command: &Command,
+        _: &goldenscript::Context,
+    ) -> Result<String, Box<dyn Error>> {
+        if let Command::Cluster { nodes, entries, window, uncommitted } = *command {
+            let mut config = config();
+            config.append_entries_max = entries.unwrap_or(config.append_entries_max);
+            config.window_bytes_max = window.unwrap_or(config.window_bytes_max);
+            config.uncommitted_bytes_max = uncommitted.unwrap_or(config.uncommitted_bytes_max);
+            self.cluster = Some(Cluster::new(config, nodes));
+            return Ok(String::new());
+        }
+        let cluster = self.cluster.as_mut().ok_or("no cluster yet")?;
+        let result = if on_world(cluster, command) { Ok(()) } else { on_node(cluster, command) };
+        result.map(|()| cluster.take_trace())
+    }
+}
+
+fn config() -> Config {
+    Config {
+        id: NodeId(0),
+        election_ticks: 10,
+        heartbeat_ticks: 3,
+        seed: 0,
+        append_bytes_max: 1 << 20,
+        append_entries_max: 64,
+        window_bytes_max: 1 << 20,
+        uncommitted_bytes_max: 1 << 20,
+    }
+}
+
+/// What happens between nodes; false if the command is about one node.
+fn on_world(cluster: &mut Cluster, command: &Command) -> bool {
+    let is_between = |message: &Message, from: Option<Id>, to: Option<Id>| {
+        from.is_none_or(|id| id.0 == message.from) && to.is_none_or(|id| id.0 == message.to)
+    };
+    match command {
+        Command::Deliver { from, to, count } => {
+            let there = cluster.wires.iter().filter(|m| is_between(m, *from, *to)).count();
+            for _ in 0..count.unwrap_or(there).min(there) {
+                cluster.deliver_one(|m| is_between(m, *from, *to));
+            }
+        }
+        Command::Stabilize => cluster.stabilize(),
+        Command::Drop { from, to } => cluster.wires.retain(|m| !is_between(m, *from, *to)),
+        Command::Overtake { from, to } => {
+            let newest = cluster.wires.iter().rposition(|m| m.from == from.0 && m.to == to.0);
+            let message = newest.and_then(|at| cluster.wires.remove(at));
+            cluster.wires.push_front(message.expect("there is a message"));
+            cluster.deliver_one(|_| true);
+        }
+        Command::Double { from, to } => {
+            let on_wire = |m: &&Message| m.from == from.0 && m.to == to.0;
+            let copies: Vec<Message> = cluster.wires.iter().filter(on_wire).cloned().collect();
+            cluster.wires.extend(copies);
+        }
+        Command::Partition { nodes } => {
+            let inside: BTreeSet<NodeId> = nodes.iter().map(|id| id.0).collect();
+            for &one in &inside {
+                for &other in cluster.voters.difference(&inside) {
+                    cluster.cuts.extend([(one, other), (other, one)]);
+                }
+            }
+            let cuts = cluster.cuts.clone();
+            cluster.wires.retain(|m| !cuts.contains(&(m.from, m.to)));
+        }
+        Command::Heal => cluster.cuts.clear(),
+        Command::Snapshot { from, to, index } => {
+            cluster.snapshot(from.0, to.0, index.map(Index));
+        }
+        Command::Status => cluster.status(),
+        _ => return false,
+    }
+    true
+}
+
+fn on_node(cluster: &mut Cluster, command: &Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Log { node, terms, term, commit } => {
+            let disk = disk(cluster, terms, *term, *commit);
+            cluster.start(node.0, disk);
+        }
+        Command::Campaign { node } => campaign(cluster, node.0),
+        Command::Elect { node } => {
+            campaign(cluster, node.0);
+            cluster.stabilize();
+        }
+        Command::Disk { node, mode } => {
+            cluster.node(node.0).is_manual = match mode.as_str() {
+                "manual" => true,
+                "auto" => false,
+                other => return Err(format!("no disk is {other}").into()),
+            };
+            if mode == "auto" {
+                cluster.persist(node.0, usize::MAX);
+            }
+        }
+        Command::Persist { node, count } => cluster.persist(node.0, count.unwrap_or(usize::MAX)),
+        Command::Crash { node } => {
+            let node_before = cluster.nodes.remove(&node.0).ok_or("it is down already")?;
+            cluster.crashed.insert(node.0, node_before.crash());
+            cluster.wires.retain(|m| m.from != node.0 && m.to != node.0);
+        }
+        Command::Restart { node } => {
+            let disk = cluster.crashed.remove(&node.0).ok_or("it is up already")?;
+            cluster.start(node.0, disk);
+        }
+        Command::Compact { node, index } => {
+            let event = cluster.node(node.0).compact(Index(*index)).ok_or("not in the log")?;
+            cluster.step(node.0, event);
+        }
+        other => on_event(cluster, other),
+    }
+    Ok(())
+}
+
+fn on_event(cluster: &mut Cluster, command: &Command) {
+    match command {
+        Command::Tick { node, count } => {
+            for _ in 0..*count {
+                cluster.step(node.0, Event::Tick);
+            }
+        }
+        Command::Propose { node, count, bytes } => {
+            let commands = vec![bytes.unwrap_or(10); count.unwrap_or(1)];
+            cluster.step(node.0, Event::Propose(commands));
+        }
+        Command::Read { node, id } => cluster.step(node.0, Event::Read(ReadId(*id))),
+        Command::SnapshotFailed { from, to } => {
+            cluster.step(from.0, Event::SnapshotSent { to: to.0, index: None });
+        }
+        Command::ForgeSnapshot { from, to, term, index } => {
+            let membership = cluster.node(to.0).raft.membership().clone();
+            let (term, index) = (Term(*term), Index(*index));
+            let from = from.0;
+            let event = Event::SnapshotReceived { from, term, index, index_term: term, membership };
+            cluster.step(to.0, event);
+        }
+        Command::Forge { .. } => forge(cluster, command),
+        Command::Transfer { node } => cluster.step(node.0, Event::Transfer),
+        Command::Unreachable { node, peer } => cluster.step(node.0, Event::Unreachable(peer.0)),
+        _ => unreachable!("all others are taken above"),
+    }
+}
+
+fn campaign(cluster: &mut Cluster, id: NodeId) {
+    for _ in 0..=cluster.config.election_ticks * 2 {
+        cluster.step(id, Event::Tick);
+        if cluster.node(id).raft.role() != RoleKind::Follower {
+            return;
+        }
+    }
+    panic!("{id} does not run");
+}
+
+fn disk(cluster: &Cluster, terms: &[u64], term: Option<u64>, commit: Option<u64>) -> Disk {
+    let entry = |&term: &u64| EntryMeta { term: Term(term), bytes: 10, payload: Payload::Command };
+    let mut disk = Disk::new(&cluster.voters);
+    disk.entries = terms.iter().map(entry).collect();
+    disk.hard = HardState {
+        term: Term(term.or(terms.last().copied()).unwrap_or(0)),
+        voted_for: None,
+        commit_index: Index(commit.unwrap_or(0)),
+    };
+    disk
+}
+
+fn forge(cluster: &mut Cluster, command: &Command) {
+    let Command::Forge { from, to, kind, term, index, index_term, entry_term } = command else {
+        unreachable!("dispatched by kind");
+    };
+    let (index, index_term) = (Index(*index), Term(*index_term));
+    let entry = EntryMeta { term: Term(*entry_term), bytes: 10, payload: Payload::Command };
+    let body = match kind.as_str() {
+        "append" => Body::AppendEntries {
+            prev_log_index: index,
+            prev_log_term: index_term,
+            commit_index: index.plus(1),
+            entries: vec![entry],
+        },
+        "heartbeat" => Body::Heartbeat { commit_index: index, round: u64::MAX },
+        "alive" => Body::HeartbeatReply { round: u64::MAX },
+        "vote" => Body::RequestVote {
+            pre: false,
+            last_log_index: index,
+            last_log_term: index_term,
+            transfer: false,
+        },
+        "appended" => Body::Appended { match_index: index },
+        "rejected" => {
+            Body::AppendRejected { prev_log_index: index, hint_index: index, hint_term: index_term }
+        }
+        other => panic!("no forgery of {other}"),
+    };
+    let message = Message { from: from.0, to: to.0, term: Term(*term), body };
+    cluster.step(to.0, Event::Receive(message));
+}
+
+macro_rules! scripts {
+    ($($name:ident),* $(,)?) => {$(
+        #[test]
+        fn $name() -> std::io::Result<()> {
+            let path = concat!("tests/raft/scripts/", stringify!($name));
+            goldenscript::run(&mut Script { cluster: None }, path)
+        }
+    )*};
+}
+
+scripts! {
+    elections,
+    figure_7,
+    figure_8,
+    replication,
+    durability,
+    snapshots,
+    reads,
+    transfer,
+    check_quorum,
+    sizes,
+    strangers,
+}
+
+/// A script without a test would be believed and never run.
+#[test]
+fn every_script_has_its_test() {
+    let source = include_str!("script.rs");
+    for entry in std::fs::read_dir("tests/raft/scripts").expect("scripts are here") {
+        let name = entry.expect("readable").file_name().into_string().expect("a plain name");
+        assert!(source.contains(&format!("    {name},\n")), "{name} is not run");
+    }
+}
