@@ -354,4 +354,5 @@ const PATIENCE: Duration = Duration::from_millis(750);
 const BYTES_PER_MS: u64 = 8_000;
 const WAIT_MIN: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_millis(250);
-const CLOSE_PATIENCE: Duration = Duration::from_millis(100);
+/// The word of our end is one datagram; nobody answers it.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(5);

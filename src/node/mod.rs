@@ -12,7 +12,7 @@
 //!
 //! **What is left out.** Threads and clocks ([`run`] has those that are not tokio's), QUIC, TLS.
 //!
-//! [`open`] brings a data directory to life; `requests` has the clients' side of a turn.
+//! [`open()`] brings a data directory to life; `requests` has the clients' side of a turn.
 
 mod apply;
 mod io;
@@ -90,6 +90,10 @@ impl Node {
         for persisted in input.persisted.drain(..) {
             self.on_persisted(persisted, output);
         }
+        // Before messages: the sender probes as soon as it is told that its snapshot is here.
+        for received in input.snapshots_received.drain(..) {
+            self.on_snapshot_received(received, output);
+        }
         for (message, batch) in input.messages.drain(..) {
             self.step(Event::Receive(message), batch, output);
         }
@@ -98,9 +102,6 @@ impl Node {
         }
         for (to, index) in input.snapshots_sent.drain(..) {
             self.step(Event::SnapshotSent { to, index }, None, output);
-        }
-        for received in input.snapshots_received.drain(..) {
-            self.on_snapshot_received(received, output);
         }
         for at in input.checkpoints.drain(..) {
             self.on_checkpoint(at, output);

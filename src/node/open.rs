@@ -151,9 +151,12 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     let after = entries.iter().skip((covered.0 - log_base.0) as usize);
     let recovered_bytes = after.map(|meta| u64::from(meta.bytes)).sum();
     let mut base = (log_base, base_term);
-    let last = log_base.plus(entries.len() as u64);
+    let term_at = |index: Index| match index.0 - log_base.0 {
+        0 => Some(base_term),
+        place => entries.get(place as usize - 1).map(|meta| meta.term),
+    };
     if let Some(at) = &newest
-        && at.index > last
+        && term_at(at.index) != Some(at.term)
     {
         // The snapshot was installed, but the log's word of it was lost with the power.
         log.reset(at.index, at.term);

@@ -39,9 +39,7 @@ impl Clients {
             tokio::spawn(async move {
                 match quic::accept(incoming, PortKind::Client, &clients.cluster).await {
                     Ok((connection, identity)) => clients.serve(connection, identity.who).await,
-                    Err(error) => {
-                        tracing::warn!("refused a connection to the client port: {error}");
-                    }
+                    Err(error) => report_refused("client", &error),
                 }
                 clients.connections.fetch_sub(1, Ordering::Relaxed);
             });
@@ -160,6 +158,15 @@ impl Clients {
             | FrameKind::SnapshotChunk
             | FrameKind::SnapshotDone => Err(invalid("not a request".to_owned())),
         }
+    }
+}
+
+/// Tells people of somebody whose certificate is not welcome; who only went away is no news.
+pub(super) fn report_refused(port: &str, error: &quic::Error) {
+    if matches!(error, quic::Error::Refused { .. }) {
+        tracing::warn!("refused a connection to the {port} port: {error}");
+    } else {
+        tracing::debug!("a connection to the {port} port did not come about: {error}");
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! **What always holds.** Every queue has a bound and a rule: peers are held back, clients get `Busy`,
 //! a client that does not read its answers loses its stream. Nobody gets here without a certificate of
-//! the cluster's CA; [`authorise`] is the only place where rights are decided.
+//! the cluster's CA; `authorise` is the only place where rights are decided.
 //!
 //! **What is left out.** Roles, terms and files: `node` has those. Forwarding writes to the leader: a
 //! client is told who leads.

@@ -14,7 +14,7 @@ use quinn::{Connection, Endpoint, RecvStream};
 use tokio::time::{sleep, timeout};
 
 use super::shared::Shared;
-use super::{Member, snapshots};
+use super::{Member, clients, snapshots};
 use crate::node::decode_message;
 use crate::pki::{Credentials, Who};
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
@@ -243,7 +243,7 @@ pub(super) async fn accept(
             let (connection, identity) = match identified {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!("refused a connection to the peer port: {error}");
+                    clients::report_refused("peer", &error);
                     return;
                 }
             };
@@ -275,7 +275,8 @@ async fn serve(
                 let Ok(stream) = stream else { return };
                 let (connection, shared) = (connection.clone(), Arc::clone(shared));
                 tokio::spawn(async move {
-                    if let Err(error) = read(stream, peer, &shared).await {
+                    // A stream that broke went with its connection, which the link reports.
+                    if let Err(quic::Error::Malformed(error)) = read(stream, peer, &shared).await {
                         tracing::warn!("{peer} is cut off: {error}");
                         connection.close(2_u32.into(), b"malformed message");
                     }

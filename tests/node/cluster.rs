@@ -1,6 +1,8 @@
 //! A cluster in one thread. Disks are in memory (snapshots are real files), messages are delivered in
 //! order within the same round, and one round is one tick for everybody.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

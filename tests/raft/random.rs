@@ -339,11 +339,11 @@ impl World {
     fn calm_round(&mut self, round: usize) {
         for id in self.voters.clone() {
             self.step(id, Event::Tick);
-            if round % 8 == 0 {
+            if round.is_multiple_of(8) {
                 self.read(id);
             }
         }
-        if round % 4 == 0
+        if round.is_multiple_of(4)
             && let Some(&leader) = self.leaders().last()
         {
             self.stamp += 1;
