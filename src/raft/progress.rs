@@ -58,13 +58,11 @@ impl Progress {
     }
 
     pub(super) fn on_sent(&mut self, last: Index, bytes: u64) {
+        self.in_flight.push_back((last, bytes));
+        self.in_flight_bytes += bytes;
         match self.state {
             State::Probe { .. } => self.state = State::Probe { sent: true },
-            State::Replicate => {
-                self.next_index = last.next();
-                self.in_flight.push_back((last, bytes));
-                self.in_flight_bytes += bytes;
-            }
+            State::Replicate => self.next_index = last.next(),
             State::Snapshot => unreachable!("nothing is sent to a peer that waits for a snapshot"),
         }
     }
@@ -80,14 +78,26 @@ impl Progress {
         }
         self.stalled_ticks = 0;
         let is_news = index > self.match_index;
+        let agrees = index >= self.next_index.previous();
         self.match_index = self.match_index.max(index);
         self.next_index = self.next_index.max(self.match_index.next());
         let snapshot_is_in = self.state == State::Snapshot && is_news;
         if matches!(self.state, State::Probe { .. }) || snapshot_is_in {
-            self.next_index = self.match_index.next();
-            self.state = State::Replicate;
+            self.become_replicate(agrees);
         }
         is_news
+    }
+
+    /// Entries stream from now on. If the follower agreed with the question itself, what came with
+    /// the question is taken there and need not be sent again; the disk may still be at it.
+    fn become_replicate(&mut self, agrees: bool) {
+        if !agrees {
+            self.in_flight.clear();
+            self.in_flight_bytes = 0;
+        }
+        let taken = self.in_flight.back().map_or(self.match_index, |&(last, _)| last);
+        self.next_index = self.match_index.max(taken).next();
+        self.state = State::Replicate;
     }
 
     /// Starts over from what is known for certain, or from `next` if that is further on.

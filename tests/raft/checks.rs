@@ -9,8 +9,7 @@ use crate::node::{Disk, Node};
 /// What was seen so far, by somebody who sees everything.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
-    pub(crate) installs: u64,
-    pub(crate) leaders: BTreeMap<Term, NodeId>,
+    leaders: BTreeMap<Term, NodeId>,
     /// Each entry that ever was, by index and term, with the term before it.
     entries: BTreeMap<(Index, Term), (EntryMeta, Term)>,
     /// What is committed, from index 1 on.
@@ -46,7 +45,6 @@ impl Checks {
     }
 
     pub(crate) fn after_step(&mut self, id: NodeId, up: &Nodes, down: &Disks, effects: &Effects) {
-        self.installs += u64::from(effects.install_snapshot);
         let node = &up[&id];
         self.election_safety(id, node, effects);
         if !effects.writes.is_empty() {

@@ -5,6 +5,7 @@
 
 mod checks;
 mod cluster;
+mod dice;
 mod node;
 mod random;
 mod script;

@@ -120,7 +120,7 @@ enum Command {
         #[arg(key)]
         index: u64,
     },
-    /// A forged message: kinds `append`, `heartbeat`, `vote`, `appended`, `rejected`.
+    /// A forged message: `append`, `heartbeat`, `alive`, `vote`, `appended` or `rejected`.
     Forge {
         from: Id,
         to: Id,
