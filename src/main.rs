@@ -1,4 +1,4 @@
-//! The `quicraft` command: node, client and certificate authority in one.
+//! The `quicraft` command.
 
 use std::process::ExitCode;
 

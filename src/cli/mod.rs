@@ -1,194 +1,148 @@
-//! The command line: standard output is data, standard error is for people, exit codes are for scripts.
+//! The command line: one binary that is node, client and certificate authority.
 //!
-//! | code | meaning |
-//! |---|---|
-//! | 0 | done |
-//! | 1 | not found; for `node` and `cluster`: stopped by an error |
-//! | 2 | usage |
-//! | 3 | unreachable |
-//! | 4 | refused |
-//! | 5 | outcome unknown |
+//! In: arguments and `QUICRAFT_*` variables. Out: data on standard output, messages on standard error, an exit code (the
+//! table in [`failure`]). Always: flags override variables override files; a mistake is one line that says what is
+//! allowed. Each command is a file here; the data commands are the same in the shell (`data`). Left out: any logic of
+//! the store.
 
 mod cert;
 mod cluster;
 mod data;
+mod failure;
+mod flags;
 mod node;
+mod output;
+mod scan;
+mod shell;
 mod status;
-mod text;
+mod value;
+mod words;
 
-use std::path::PathBuf;
+use std::io;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::client::{Client, Error, Options};
+use self::data::{DataCommand, DelArgs, GetArgs, PutArgs};
+use self::failure::Failure;
+use self::flags::ClientFlags;
+use self::output::Output;
+use self::scan::ScanArgs;
+use self::status::StatusArgs;
 
-/// A durable, replicated, ordered key-value store.
-#[derive(Parser)]
-#[command(name = "quicraft", version, about, max_term_width = 100)]
+/// A durable, replicated, ordered key-value store in one binary
+#[derive(Debug, Parser)]
+#[command(name = "quicraft", version, about, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Run a cluster of real nodes on this machine
     Cluster(cluster::ClusterArgs),
     /// Run one node
     Node(node::NodeArgs),
     /// Make and show certificates
-    Cert(cert::CertArgs),
-    /// Set a key and print the revision
-    Put(data::PutArgs),
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
+    /// Set a key to a value; prints the revision
+    Put(OnCluster<PutArgs>),
     /// Print the value of a key
-    Get(data::GetArgs),
-    /// Add to the end of a key's value and print the revision
-    Append(data::PutArgs),
-    /// Remove a key and print the revision
-    Del(data::DelArgs),
-    /// Print keys and values in key order
-    Scan(data::ScanArgs),
-    /// Show how the nodes are
-    Status(status::StatusArgs),
-    /// Print a script for shell completion
+    Get(OnCluster<GetArgs>),
+    /// Add to the end of a key's value; prints the revision
+    Append(OnCluster<PutArgs>),
+    /// Remove a key; prints the revision, ends with 1 if it was not there
+    Del(OnCluster<DelArgs>),
+    /// List keys and values in order
+    Scan(OnCluster<ScanArgs>),
+    /// Show all nodes: roles, indexes, lag, sizes
+    Status(OnCluster<StatusArgs>),
+    /// Do the same interactively: history, completion, help, timing
+    Shell(OnCluster<Nothing>),
+    /// Print the completion script of a shell
     Completion {
-        /// For which shell
+        /// Which shell: bash, zsh or fish
         shell: clap_complete::Shell,
     },
 }
 
-/// How to reach the cluster.
-#[derive(Args, Clone)]
-struct Connect {
-    /// Some nodes, as host:port [default: those in client.toml beside the certificates]
-    #[arg(long, env = "QUICRAFT_ENDPOINTS", value_delimiter = ',')]
-    endpoints: Vec<String>,
-    /// Directory with ca.crt and the client's certificate and key
-    #[arg(long, env = "QUICRAFT_CERTS", default_value = "certs")]
-    certs: PathBuf,
-    /// The client's name: its certificate is NAME.crt
-    #[arg(long, env = "QUICRAFT_CLIENT", default_value = "client")]
-    client: String,
-    /// How long one operation may take
-    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    output: Output,
+/// A command that talks to a cluster.
+#[derive(Debug, Args)]
+struct OnCluster<T: Args> {
+    #[command(flatten)]
+    args: T,
+    #[command(flatten, next_help_heading = "Cluster")]
+    flags: ClientFlags,
 }
 
-/// How to print.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
+#[derive(Debug, Args)]
+struct Nothing {}
 
-/// What the `cluster` command leaves for clients.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ClientFile {
-    endpoints: Vec<String>,
-}
-
-impl Connect {
-    /// The nodes to ask: named ones, then those in `client.toml`, then this machine.
-    fn endpoints(&self) -> Result<Vec<String>, Error> {
-        if !self.endpoints.is_empty() {
-            return Ok(self.endpoints.clone());
-        }
-        let path = self.certs.join("client.toml");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                toml::from_str::<ClientFile>(&text).map(|file| file.endpoints).map_err(|error| {
-                    Error::Address(format!("{}: {}", path.display(), error.message()))
-                })
-            }
-            Err(_) => Ok(Options::default().endpoints),
-        }
-    }
-
-    async fn client(&self) -> Result<Client, Error> {
-        let options = Options {
-            endpoints: self.endpoints()?,
-            certs: self.certs.clone(),
-            name: self.client.clone(),
-            timeout: self.timeout,
-        };
-        Client::connect(options).await
-    }
-}
-
-/// Why a command ends without having done its work.
-enum Failure {
-    /// The key is not there.
-    NotFound,
-    /// The cluster, or the way to it.
-    Client(Error),
-    /// The command itself.
-    Usage(String),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::Client(error)
-    }
-}
-
-impl Failure {
-    /// Tells people, and gives the exit code.
-    fn report(self) -> ExitCode {
-        let (message, code) = match self {
-            Failure::NotFound => return ExitCode::from(1),
-            Failure::Usage(message) => (message, 2),
-            Failure::Client(error) => {
-                let code = match &error {
-                    Error::KeyLength(_) | Error::Address(_) => 2,
-                    Error::Unreachable(_) | Error::Timeout(_) => 3,
-                    Error::Credentials(_)
-                    | Error::Refused(_)
-                    | Error::TooLarge { .. }
-                    | Error::NoSpace
-                    | Error::Denied { .. }
-                    | Error::Protocol(_) => 4,
-                    Error::Unknown(_) => 5,
-                };
-                (error.to_string(), code)
-            }
-        };
-        eprintln!("quicraft: {message}");
-        ExitCode::from(code)
-    }
-}
-
-/// Runs the command line of this process.
+/// Parses the command line, does what it says, and gives the exit code.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let (flags, command) = match Cli::parse().command {
         Command::Cluster(args) => return cluster::run(args),
         Command::Node(args) => return node::run(args),
-        Command::Cert(args) => return cert::run(args),
+        Command::Cert(command) => return certificates(command),
+        Command::Put(on) => (on.flags, Some(DataCommand::Put(on.args))),
+        Command::Get(on) => (on.flags, Some(DataCommand::Get(on.args))),
+        Command::Append(on) => (on.flags, Some(DataCommand::Append(on.args))),
+        Command::Del(on) => (on.flags, Some(DataCommand::Del(on.args))),
+        Command::Scan(on) => (on.flags, Some(DataCommand::Scan(on.args))),
+        Command::Status(on) => (on.flags, Some(DataCommand::Status(on.args))),
+        Command::Shell(on) => (on.flags, None),
         Command::Completion { shell } => {
-            let mut command = <Cli as clap::CommandFactory>::command();
-            clap_complete::generate(shell, &mut command, "quicraft", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut Cli::command(), "quicraft", &mut io::stdout());
             return ExitCode::SUCCESS;
         }
-        Command::Put(args) => block_on(data::put(args)),
-        Command::Append(args) => block_on(data::append(args)),
-        Command::Get(args) => block_on(data::get(args)),
-        Command::Del(args) => block_on(data::del(args)),
-        Command::Scan(args) => block_on(data::scan(args)),
-        Command::Status(args) => block_on(status::status(args)),
     };
-    match done {
+    match on_cluster(&flags, command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Usage(format!("no runtime: {error}")))?;
-    runtime.block_on(work)
+/// Makes or shows certificates.
+fn certificates(command: cert::CertCommand) -> ExitCode {
+    match cert::run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a data command, or the shell for `None`, on a runtime of its own.
+fn on_cluster(flags: &ClientFlags, command: Option<DataCommand>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = flags.connect().await?;
+        let result = match command {
+            Some(command) => command.run(&client, &Output::stdout(flags.output), true).await,
+            None => shell::run(&client, flags.output).await,
+        };
+        client.close().await;
+        result
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_stand_before_or_after_the_arguments() {
+        for line in ["put -o json k v", "put k v -o json", "put k - --timeout 1s", "put k -5"] {
+            let words = ["quicraft"].into_iter().chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
 }

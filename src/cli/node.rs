@@ -1,84 +1,217 @@
-//! `quicraft node`: one node, until it is told to stop.
+//! `quicraft node`: one node, in the foreground.
+//!
+//! For: putting configuration, log lines, signals and the server together.
+//!
+//! In and out: arguments, `QUICRAFT_*` variables and `node.toml` go in; log lines go to stderr, one event each, and the
+//! exit code says how it ended: 0 after a graceful stop, 1 after an error, which is one line on stderr.
+//!
+//! What always holds: SIGTERM and SIGINT stop the node gracefully; a second one ends the process at once. Nothing is
+//! left running when `run` returns.
+//!
+//! Left out: what a node does (`server`), what may be configured (`config`).
+//!
+//! Read on: `config::Config::load` for the order of precedence.
 
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
 
-use crate::config::{self, Overrides};
+use crate::config::Config;
 use crate::server;
 
-#[derive(Args)]
+/// Runs one node.
+///
+/// Every key of the configuration file is also a flag and a variable: --peer-listen, QUICRAFT_PEER_LISTEN. Flags
+/// override variables override the file.
+#[derive(Args, Clone, Debug)]
 pub(super) struct NodeArgs {
-    /// The configuration
-    #[arg(long, env = "QUICRAFT_CONFIG", default_value = "node.toml")]
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "QUICRAFT_CONFIG", default_value = "node.toml")]
     config: PathBuf,
-    /// Make the data directory of a new cluster's node, and end
+    /// Takes the member list from a file with lines such as node0ip=10.0.0.1 and node0port=29016
+    #[arg(long, value_name = "FILE")]
+    members_from: Option<PathBuf>,
+    #[command(flatten)]
+    keys: KeyArgs,
+    /// Makes the data directory of a new cluster's node, once, and ends
     #[arg(long)]
     init: bool,
-    /// What to tell: error, warn, info, debug
-    #[arg(long, env = "QUICRAFT_LOG_LEVEL", default_value = "info")]
-    log_level: tracing::Level,
-    /// Stop when standard input ends, so that no node outlives who started it
+    /// Stops gracefully when standard input ends, for a supervisor that may die
     #[arg(long, hide = true)]
     stop_on_stdin_eof: bool,
-    #[command(flatten)]
-    overrides: Overrides,
 }
 
+/// A flag for each scalar key; their values are read where those of the file are.
+#[derive(Args, Clone, Debug)]
+struct KeyArgs {
+    /// This node's name, one of the members
+    #[arg(long)]
+    name: Option<String>,
+    /// Directory of the log and the snapshots
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Directory of the certificates
+    #[arg(long, value_name = "DIR")]
+    certs: Option<String>,
+    /// Where other nodes reach this one
+    #[arg(long, value_name = "IP:PORT")]
+    peer_listen: Option<String>,
+    /// Where clients reach this one
+    #[arg(long, value_name = "IP:PORT")]
+    client_listen: Option<String>,
+    /// How often a leader shows that it is alive
+    #[arg(long, value_name = "DURATION")]
+    heartbeat: Option<String>,
+    /// Shortest time without a leader before an election
+    #[arg(long, value_name = "DURATION")]
+    election_timeout: Option<String>,
+    /// Longest value that clients may write
+    #[arg(long, value_name = "SIZE")]
+    value_max: Option<String>,
+    /// Size of one file of the log
+    #[arg(long, value_name = "SIZE")]
+    segment: Option<String>,
+    /// Log after which a snapshot is made and the log is cut
+    #[arg(long, value_name = "SIZE")]
+    snapshot_after: Option<String>,
+    /// Size of the store above which new data is refused
+    #[arg(long, value_name = "SIZE")]
+    store_max: Option<String>,
+    /// How the log is written: write or map
+    #[arg(long, value_name = "HOW")]
+    log_io: Option<String>,
+    /// Least important messages shown: error, warn, info, debug, trace or off
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl KeyArgs {
+    /// The given ones, by the name of their key.
+    fn given(self) -> Vec<(&'static str, String)> {
+        let all = [
+            ("name", self.name),
+            ("data", self.data),
+            ("certs", self.certs),
+            ("peer_listen", self.peer_listen),
+            ("client_listen", self.client_listen),
+            ("heartbeat", self.heartbeat),
+            ("election_timeout", self.election_timeout),
+            ("value_max", self.value_max),
+            ("segment", self.segment),
+            ("snapshot_after", self.snapshot_after),
+            ("store_max", self.store_max),
+            ("log_io", self.log_io),
+            ("log_level", self.log_level),
+        ];
+        all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+}
+
+/// Runs a node until it is told to stop.
+#[must_use]
 pub(super) fn run(args: NodeArgs) -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(args.log_level)
-        .with_target(false)
-        .with_ansi(false)
-        .init();
-    match carry_out(&args) {
+    match serve(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("quicraft: {message}");
+        Err(error) => {
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn carry_out(args: &NodeArgs) -> Result<(), String> {
-    let settings = config::load(&args.config, &args.overrides).map_err(|e| e.to_string())?;
-    if args.init {
-        return server::init(&settings).map_err(|e| e.to_string());
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| format!("no runtime: {e}"))?;
-    let stdin = args.stop_on_stdin_eof;
-    let result = runtime.block_on(async {
-        let shutdown = shutdown(stdin).map_err(|e| format!("no signals: {e}"))?;
-        server::run(settings, shutdown).await.map_err(|e| e.to_string())
-    });
-    // A read of standard input that never ends must not hold the process.
-    runtime.shutdown_background();
-    result
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+    #[error("cannot start the runtime: {0}")]
+    Runtime(std::io::Error),
+    #[error(transparent)]
+    Server(#[from] server::Error),
 }
 
-/// Resolves when the node is told to stop.
-fn shutdown(stdin: bool) -> std::io::Result<impl Future<Output = ()>> {
+fn serve(args: NodeArgs) -> Result<(), Error> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let flags = args.keys.given();
+    let config = Config::load(&args.config, variable, &flags, args.members_from.as_deref())?;
+    if args.init {
+        return Ok(server::init(&config.settings)?);
+    }
+    start_log(&config);
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    runtime.block_on(async {
+        let stdin = args.stop_on_stdin_eof.then(stdin_end);
+        let shutdown = shutdown(stdin).map_err(Error::Runtime)?;
+        Ok(server::run(config.settings, shutdown).await?)
+    })
+}
+
+/// Log lines: UTC time, level, message; the supervisor of `quicraft cluster` reads this form.
+fn start_log(config: &Config) {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_timer(UtcMillis)
+        .with_target(false)
+        .with_max_level(config.log_level)
+        .compact()
+        .init();
+}
+
+/// `2026-01-31T12:00:00.123Z`.
+struct UtcMillis;
+
+impl tracing_subscriber::fmt::time::FormatTime for UtcMillis {
+    fn format_time(&self, w: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        write!(w, "{}", humantime::format_rfc3339_millis(std::time::SystemTime::now()))
+    }
+}
+
+/// Resolves when the node shall stop. From then on another signal ends the process.
+fn shutdown(stdin: Option<oneshot::Receiver<()>>) -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
-        let input_ends = async {
-            if stdin {
-                let mut rest = [0; 64];
-                let mut input = tokio::io::stdin();
-                while input.read(&mut rest).await.is_ok_and(|count| count > 0) {}
-            } else {
-                std::future::pending::<()>().await;
+        let stdin_end = async {
+            match stdin {
+                Some(end) => drop(end.await),
+                None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = input_ends => {}
-        }
+        let why = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = stdin_end => "the end of its supervisor",
+        };
+        info!("stopping after {why}");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            eprintln!("error: stopped by a second signal, before the end of the graceful stop");
+            std::process::exit(1);
+        });
     })
+}
+
+/// Resolves at the end of standard input. The reading thread blocks until then and ends with the process.
+fn stdin_end() -> oneshot::Receiver<()> {
+    let (ended, end) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while matches!(std::io::stdin().read(&mut buffer), Ok(1..)) {}
+        drop(ended);
+    });
+    end
 }

@@ -1,61 +1,136 @@
-//! `quicraft status`: every node by its own word, in one table.
+//! `quicraft status`: one line per node, those that do not answer included.
+//!
+//! In: what each node says of itself. Out: a table, or one JSON value. `lag` is how many entries a node's store is behind the
+//! highest commit index that any node named. With `--watch` it is drawn again each second until Ctrl-C. The exit code
+//! is 0 if any node answered.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
-use comfy_table::{Table, presets};
-use serde_json::json;
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value as Json, json};
 
-use super::text::size;
-use super::{Connect, Failure, Output};
-use crate::client::{Client, Error};
-use crate::proto::client::{MemberInfo, RoleName, Status};
+use super::failure::Failure;
+use super::output::{Format, Output, human_bytes, terminal_text};
+use crate::client::{Client, NodeStatus, RoleName, Status};
 
-#[derive(Args)]
+/// How to show the nodes.
+#[derive(Clone, Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Show it again every second
+    /// Again each second, until Ctrl-C
     #[arg(long)]
-    watch: bool,
-    #[command(flatten)]
-    connect: Connect,
+    pub(super) watch: bool,
 }
 
-pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
-    let client = args.connect.client().await?;
+/// Asks all nodes and shows what they say.
+///
+/// # Errors
+/// [`Failure`] if the output fails.
+pub(super) async fn run(
+    args: &StatusArgs,
+    client: &Client,
+    output: &Output,
+) -> Result<(), Failure> {
     loop {
-        let nodes = ask_all(&client).await;
-        match args.connect.output {
-            Output::Text => {
-                if args.watch {
-                    // Clears the screen and goes to its beginning.
-                    print!("\x1b[2J\x1b[H");
-                }
-                println!("{}", table(&nodes));
-            }
-            Output::Json => nodes.iter().for_each(|node| println!("{}", to_json(node))),
+        let nodes = client.status_all().await;
+        if args.watch && output.terminal && output.format == Format::Text {
+            // Home and clear: the table stays in its place.
+            io::stdout().write_all(b"\x1b[H\x1b[2J")?;
         }
+        output.line(|| table(&nodes), || json_nodes(&nodes))?;
         if !args.watch {
-            client.close().await;
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
     }
 }
 
-type Answer = (MemberInfo, Result<Status, Error>);
+const HEADER: [&str; 9] =
+    ["NODE", "ROLE", "TERM", "COMMIT", "APPLIED", "LAG", "SNAPSHOT", "LOG", "KEYS"];
 
-async fn ask_all(client: &Client) -> Vec<Answer> {
-    let mut asks = tokio::task::JoinSet::new();
-    for member in client.members() {
-        let client = client.clone();
-        asks.spawn(async move {
-            let status = client.status(&member).await;
-            (member, status)
-        });
+fn table(nodes: &[NodeStatus]) -> String {
+    let commit = commit_index(nodes);
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(HEADER);
+    for node in nodes {
+        let name = terminal_text(node.member.name.as_bytes());
+        match &node.status {
+            Ok(status) => table.add_row(vec![
+                name,
+                role(status.role).to_owned(),
+                status.term.to_string(),
+                status.commit_index.to_string(),
+                status.applied_index.to_string(),
+                commit.saturating_sub(status.applied_index).to_string(),
+                status.snapshot_index.to_string(),
+                human_bytes(status.log_bytes),
+                status.keys.to_string(),
+            ]),
+            Err(_) => table.add_row(vec![name, "unreachable".to_owned()]),
+        };
     }
-    let mut answers = asks.join_all().await;
-    answers.sort_by_key(|(member, _)| member.id);
-    answers
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut text = table.trim_fmt();
+    for node in nodes {
+        if let Err(error) = &node.status {
+            let line = format!("\n{}: {error}", node.member.name);
+            text.push_str(&terminal_text(line.as_bytes()).replacen("\\n", "\n", 1));
+        }
+    }
+    text
+}
+
+fn json_nodes(nodes: &[NodeStatus]) -> Json {
+    let commit = commit_index(nodes);
+    let nodes = nodes.iter().map(|node| {
+        let mut json = json!({
+            "id": node.member.id,
+            "name": node.member.name,
+            "client_address": node.member.client_address,
+            "reachable": node.status.is_ok(),
+        });
+        match &node.status {
+            Ok(status) => add_status(&mut json, status, commit),
+            Err(error) => json["error"] = error.to_string().into(),
+        }
+        json
+    });
+    json!({"nodes": nodes.collect::<Vec<_>>()})
+}
+
+fn add_status(json: &mut Json, status: &Status, commit: u64) {
+    json["cluster"] = status.cluster.as_str().into();
+    json["version"] = status.version.as_str().into();
+    json["role"] = role(status.role).into();
+    json["term"] = status.term.into();
+    json["leader"] = status.leader.into();
+    json["commit_index"] = status.commit_index.into();
+    json["applied_index"] = status.applied_index.into();
+    json["lag"] = commit.saturating_sub(status.applied_index).into();
+    json["last_log_index"] = status.last_log_index.into();
+    json["durable_index"] = status.durable_index.into();
+    json["snapshot_index"] = status.snapshot_index.into();
+    json["log_bytes"] = status.log_bytes.into();
+    json["keys"] = status.keys.into();
+    json["store_bytes"] = status.store_bytes.into();
+    // As text: it does not fit into the numbers of most JSON readers.
+    json["state_hash"] = format!("{:016x}", status.state_hash).into();
+    let peers = status
+        .peers
+        .iter()
+        .map(|peer| json!({"id": peer.id, "match_index": peer.match_index, "alive": peer.alive}));
+    json["peers"] = peers.collect();
+}
+
+fn commit_index(nodes: &[NodeStatus]) -> u64 {
+    let known = nodes.iter().filter_map(|node| node.status.as_ref().ok());
+    known.map(|status| status.commit_index).max().unwrap_or(0)
 }
 
 fn role(role: RoleName) -> &'static str {
@@ -67,50 +142,59 @@ fn role(role: RoleName) -> &'static str {
     }
 }
 
-fn table(nodes: &[Answer]) -> Table {
-    let newest = nodes.iter().filter_map(|(_, status)| status.as_ref().ok());
-    let commit_index = newest.map(|status| status.commit_index).max().unwrap_or(0);
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([
-        "NODE", "ROLE", "TERM", "COMMIT", "APPLIED", "LAG", "SNAPSHOT", "LOG", "KEYS", "STORE",
-    ]);
-    for (member, status) in nodes {
-        match status {
-            Ok(status) => table.add_row([
-                member.name.clone(),
-                role(status.role).to_owned(),
-                status.term.to_string(),
-                status.commit_index.to_string(),
-                status.applied_index.to_string(),
-                commit_index.saturating_sub(status.applied_index).to_string(),
-                status.snapshot_index.to_string(),
-                size(status.log_bytes),
-                status.keys.to_string(),
-                size(status.store_bytes),
-            ]),
-            Err(_) => table.add_row([member.name.as_str(), "unreachable"]),
-        };
-    }
-    table
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Error, MemberInfo};
 
-fn to_json((member, status): &Answer) -> serde_json::Value {
-    match status {
-        Ok(status) => json!({
-            "node": member.name, "id": member.id, "address": member.client_address,
-            "reachable": true, "role": role(status.role), "term": status.term,
-            "leader": status.leader, "commit_index": status.commit_index,
-            "applied_index": status.applied_index, "last_log_index": status.last_log_index,
-            "durable_index": status.durable_index, "snapshot_index": status.snapshot_index,
-            "log_bytes": status.log_bytes, "keys": status.keys,
-            "store_bytes": status.store_bytes,
-            "state_hash": format!("{:016x}", status.state_hash),
-            "cluster": status.cluster, "version": status.version,
-        }),
-        Err(error) => json!({
-            "node": member.name, "id": member.id, "address": member.client_address,
-            "reachable": false, "error": error.to_string(),
-        }),
+    fn member(id: u64) -> MemberInfo {
+        let client_address = format!("127.0.0.1:700{id}");
+        MemberInfo { id, name: format!("n{id}"), client_address }
+    }
+
+    fn nodes() -> Vec<NodeStatus> {
+        let status = Status {
+            node_id: 1,
+            name: "n1".into(),
+            cluster: "c".into(),
+            version: "0.1.0".into(),
+            role: RoleName::Leader,
+            term: 3,
+            leader: Some(1),
+            commit_index: 120,
+            applied_index: 118,
+            last_log_index: 121,
+            durable_index: 120,
+            snapshot_index: 100,
+            log_bytes: 1536,
+            keys: 7,
+            store_bytes: 10,
+            state_hash: u64::MAX,
+            peers: vec![],
+        };
+        let lost = Error::Unreachable { tried: vec![("127.0.0.1:7002".into(), "gone".into())] };
+        vec![
+            NodeStatus { member: member(1), status: Ok(status) },
+            NodeStatus { member: member(2), status: Err(lost) },
+        ]
+    }
+
+    #[test]
+    fn the_table_shows_lag_and_the_unreachable() {
+        let text = table(&nodes());
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let [header, first, second, why]: [Vec<&str>; 4] = lines.try_into().unwrap();
+        assert_eq!(header, HEADER);
+        assert_eq!(first, ["n1", "leader", "3", "120", "118", "2", "100", "1.5", "KiB", "7"]);
+        assert_eq!(second, ["n2", "unreachable"]);
+        assert_eq!(why, ["n2:", "127.0.0.1:7002:", "gone"]);
+    }
+
+    #[test]
+    fn json_names_each_node_and_keeps_all_bits_of_the_hash() {
+        let json = json_nodes(&nodes());
+        assert_eq!(json["nodes"][0]["state_hash"], "ffffffffffffffff");
+        assert_eq!(json["nodes"][0]["lag"], 2);
+        assert_eq!(json["nodes"][1]["reachable"], false);
     }
 }

@@ -1,191 +1,301 @@
-//! One connection to one node: a long-lived stream on which many requests are under way at once.
+//! One connection to one node: requests out, replies in, each reply to whoever asked.
+//!
+//! In: a request from any task. Out: its reply frame, or [`Lost`] when the connection ended first. All small requests of
+//! a process share one stream: a batch of them is one write, and replies are matched by request id in any order
+//! (`proto::client`). Requests that are large and scans have a stream each. Always: a waiting request is answered, or
+//! given up when the connection is, or forgotten when its caller is gone; at most [`IN_FLIGHT_MAX`] wait, further
+//! callers are held back. Left out: where to connect to (`routes`), what to do about a loss (`retry`), telling a slow
+//! node from a dead one (`watchdog`).
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use quinn::{Endpoint, RecvStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::sleep;
 
-use super::Error;
-use crate::pki::Credentials;
-use crate::proto::client::{Hello, HelloReply, Reply};
-use crate::proto::frame::{Frame, FrameKind, encode_frame};
-use crate::proto::limits::{FRAME_BYTES_MAX, LARGE_BYTES};
-use crate::proto::{self, PROTOCOL_VERSION};
-use crate::quic::{self, FrameReader, FrameWriter, PortKind};
+use super::transport;
+use crate::proto::client::HelloReply;
+use crate::proto::frame::{Frame, FrameKind, encode_frame, encode_header};
+use crate::quic::{FrameReader, FrameWriter, PushError};
 
-/// A node that answered our greeting.
-pub(super) struct Connection {
-    quic: quinn::Connection,
-    address: SocketAddr,
-    writer: FrameWriter,
-    waiting: Arc<Waiting>,
-    next_id: AtomicU64,
-    /// What the node said of itself and its cluster.
+/// Requests of one connection that may wait for a reply; the next caller is held back.
+const IN_FLIGHT_MAX: usize = 8192;
+/// How long to wait for room in a full send queue.
+const FULL_WAIT: Duration = Duration::from_millis(1);
+
+/// A request got no answer because its connection ended.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    /// Why, for a human.
+    pub(super) reason: String,
+    /// Whether the request may have reached the node.
+    pub(super) sent: bool,
+}
+
+/// A connection after its `Hello`.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Where it leads, as it was dialled.
+    pub(super) address: String,
+    /// What the node said of itself.
     pub(super) hello: HelloReply,
+    connection: quinn::Connection,
+    writer: FrameWriter,
+    waiting: Mutex<Waiting>,
+    room: Semaphore,
+    someone_waits: Notify,
 }
 
-/// Questions without an answer yet; `None` once the connection is over.
-#[derive(Default)]
-struct Waiting(Mutex<Option<HashMap<u64, oneshot::Sender<Bytes>>>>);
-
-impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Bytes>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Who waits for a reply.
+#[derive(Debug)]
+struct Waiting {
+    /// Why the connection is over, once it is.
+    over: Option<String>,
+    next_id: u64,
+    replies: HashMap<u64, oneshot::Sender<Frame>>,
+    /// Requests that wait on streams of their own.
+    alone: usize,
+    heard_at: Instant,
+    progress_at: Instant,
 }
 
-impl Connection {
-    /// Dials a node of the cluster and greets it.
-    pub(super) async fn open(
-        endpoint: &Endpoint,
-        address: SocketAddr,
-        node: Option<&str>,
-        credentials: &Credentials,
-    ) -> Result<Connection, Error> {
-        let quic = quic::dial(endpoint, address, node, credentials, PortKind::Client).await?;
-        let explained = |error| Error::from(quic::explain(address, error));
-        let (send, recv) = quic.open_bi().await.map_err(explained)?;
-        let writer = FrameWriter::new(QUEUE_BYTES_MAX);
-        tokio::spawn(writer.clone().drive(send));
-        let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
-        tokio::spawn(read_replies(recv, Arc::clone(&waiting), writer.clone()));
-        let hello = HelloReply {
-            version: 0,
-            node_id: 0,
-            leader: None,
-            members: Vec::new(),
-            value_bytes_max: 0,
+/// For how long nothing came while somebody waited.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quiet {
+    /// Since any frame came, answers to the watchdog's own questions too.
+    pub(super) heard: Duration,
+    /// Since a caller's request was answered.
+    pub(super) progress: Duration,
+}
+
+impl Link {
+    /// Takes over a connection whose `Hello` was answered; the caller runs [`Link::read`] and the writer.
+    pub(super) fn new(
+        address: String,
+        hello: HelloReply,
+        connection: quinn::Connection,
+        writer: FrameWriter,
+    ) -> Arc<Link> {
+        let now = Instant::now();
+        let waiting = Waiting {
+            over: None,
+            next_id: 1,
+            replies: HashMap::new(),
+            alone: 0,
+            heard_at: now,
+            progress_at: now,
         };
-        let next_id = AtomicU64::new(1);
-        let mut connection = Connection { quic, address, writer, waiting, next_id, hello };
-        let mut body = Vec::new();
-        proto::encode(&Hello { version: PROTOCOL_VERSION }, &mut body);
-        let reply = connection.ask(FrameKind::Hello, &body).await?;
-        connection.hello = match decode(&reply)? {
-            Reply::Hello(hello) => hello,
-            Reply::Refused(refusal) => return Err(Error::Refused(format!("{refusal:?}"))),
-            _ => return Err(Error::Protocol("no greeting".to_owned())),
-        };
-        Ok(connection)
+        Arc::new(Link {
+            address,
+            hello,
+            connection,
+            writer,
+            waiting: Mutex::new(waiting),
+            room: Semaphore::new(IN_FLIGHT_MAX),
+            someone_waits: Notify::new(),
+        })
     }
 
-    /// Whether no answer can come any more.
-    pub(super) fn is_over(&self) -> bool {
-        self.waiting.lock().is_none() || self.quic.close_reason().is_some()
+    /// The node at the other end.
+    pub(super) fn node_id(&self) -> u64 {
+        self.hello.node_id
     }
 
-    /// Sends a request and waits for its answer, however long that takes. Long ones go on a stream of
-    /// their own, so that nothing waits behind them.
-    pub(super) async fn ask(&self, kind: FrameKind, body: &[u8]) -> Result<Bytes, Error> {
-        if body.len() > LARGE_BYTES {
-            let mut frames = self.open_stream(kind, body).await?;
-            return frames.next().await?.ok_or_else(|| self.why_over());
+    /// Whether requests can still be sent.
+    pub(super) fn is_open(&self) -> bool {
+        self.waiting().over.is_none() && self.connection.close_reason().is_none()
+    }
+
+    /// Sends a request on the shared stream and waits for its reply.
+    pub(super) async fn call(&self, kind: FrameKind, body: &[u8]) -> Result<Frame, Lost> {
+        let _room = self.room.acquire().await.map_err(|_| self.lost(false))?;
+        let (id, reply) = self.register(false)?;
+        let _forget = Forget { link: self, id };
+        self.push(kind, id, body).await?;
+        reply.await.map_err(|_| self.lost(true))
+    }
+
+    /// Asks how the node is, past all queues; the watchdog's question.
+    pub(super) async fn ping(&self) -> Result<Frame, Lost> {
+        let (id, reply) = self.register(true)?;
+        let _forget = Forget { link: self, id };
+        self.push(FrameKind::Status, id, &[]).await?;
+        reply.await.map_err(|_| self.lost(true))
+    }
+
+    /// Sends a request on a stream of its own and gives what can be read from it.
+    pub(super) async fn open(&self, kind: FrameKind, body: &[u8]) -> Result<Alone<'_>, Lost> {
+        let (mut send, receive) =
+            self.connection.open_bi().await.map_err(|error| lost(false, &error))?;
+        self.waiting().alone += 1;
+        self.someone_waits.notify_one();
+        let alone = Alone { link: self, reader: Some(transport::reader(receive)) };
+        let header = encode_header(kind, 1, body.len());
+        send.write_all(&header).await.map_err(|error| lost(true, &error))?;
+        send.write_all(body).await.map_err(|error| lost(true, &error))?;
+        send.finish().map_err(|error| lost(true, &error))?;
+        Ok(alone)
+    }
+
+    /// Hands out replies until the connection ends.
+    pub(super) async fn read(&self, mut reader: FrameReader) {
+        let reason = loop {
+            match transport::read(&mut reader).await {
+                Ok(Some(frames)) => self.hand_out(frames),
+                Ok(None) => break "the node ended the connection".to_owned(),
+                Err(reason) => break reason,
+            }
+        };
+        self.close(&reason);
+    }
+
+    /// Ends the connection; all who wait get [`Lost`].
+    pub(super) fn close(&self, reason: &str) {
+        let abandoned = {
+            let mut waiting = self.waiting();
+            waiting.over.get_or_insert_with(|| reason.to_owned());
+            std::mem::take(&mut waiting.replies)
+        };
+        drop(abandoned);
+        self.connection.close(quinn::VarInt::from_u32(0), b"");
+        self.room.close();
+        self.someone_waits.notify_one();
+    }
+
+    /// Gives up all that wait on the shared stream and keeps the connection: another node is asked instead.
+    pub(super) fn give_up_waiting(&self) {
+        let abandoned = std::mem::take(&mut self.waiting().replies);
+        drop(abandoned);
+    }
+
+    /// Returns when somebody waits for an answer; false when the connection is over.
+    pub(super) async fn somebody_waits(&self) -> bool {
+        loop {
+            let noticed = self.someone_waits.notified();
+            if !self.is_open() {
+                return false;
+            }
+            if self.quiet().is_some() {
+                return true;
+            }
+            noticed.await;
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How quiet it has been, if somebody waits.
+    pub(super) fn quiet(&self) -> Option<Quiet> {
+        let waiting = self.waiting();
+        if waiting.replies.is_empty() && waiting.alone == 0 {
+            return None;
+        }
+        Some(Quiet { heard: waiting.heard_at.elapsed(), progress: waiting.progress_at.elapsed() })
+    }
+
+    async fn push(&self, kind: FrameKind, id: u64, body: &[u8]) -> Result<(), Lost> {
+        let encode =
+            |buffer: &mut Vec<u8>| encode_frame(buffer, kind, id, |b| b.extend_from_slice(body));
+        loop {
+            match self.writer.push(encode) {
+                Ok(()) => return Ok(()),
+                Err(PushError::Full) => sleep(FULL_WAIT).await,
+                Err(PushError::Closed) => return Err(self.lost(false)),
+            }
+        }
+    }
+
+    fn register(&self, ping: bool) -> Result<(u64, oneshot::Receiver<Frame>), Lost> {
         let (sender, receiver) = oneshot::channel();
-        match &mut *self.waiting.lock() {
-            Some(waiting) => waiting.insert(id, sender),
-            None => return Err(self.why_over()),
-        };
-        let _forget = Forget { waiting: &self.waiting, id };
-        self.writer
-            .push(|buffer| encode_frame(buffer, kind, id, |out| out.extend_from_slice(body)))?;
-        receiver.await.map_err(|_| self.why_over())
+        let mut waiting = self.waiting();
+        if waiting.over.is_some() {
+            drop(waiting);
+            return Err(self.lost(false));
+        }
+        // Ids of pings are even: their answers show life, not progress.
+        let id = waiting.next_id * 2 + u64::from(!ping);
+        waiting.next_id += 1;
+        if !ping && waiting.replies.is_empty() && waiting.alone == 0 {
+            waiting.heard_at = Instant::now();
+            waiting.progress_at = waiting.heard_at;
+            self.someone_waits.notify_one();
+        }
+        waiting.replies.insert(id, sender);
+        Ok((id, receiver))
     }
 
-    /// Sends a request on a stream of its own, which brings any number of answers.
-    pub(super) async fn open_stream(
-        &self,
-        kind: FrameKind,
-        body: &[u8],
-    ) -> Result<ReplyStream, Error> {
-        let explained = |error| Error::from(quic::explain(self.address, error));
-        let (mut send, recv) = self.quic.open_bi().await.map_err(explained)?;
-        let mut frame = Vec::with_capacity(body.len() + 16);
-        encode_frame(&mut frame, kind, 1, |out| out.extend_from_slice(body));
-        let broken = |_| Error::Unreachable("the connection ended".to_owned());
-        send.write_chunk(Bytes::from(frame)).await.map_err(broken)?;
-        // Fails only for a stream that the node gave up, which the missing answer says.
-        let _ = send.finish();
-        let reader = FrameReader::new(recv, FRAME_BYTES_MAX);
-        Ok(ReplyStream { reader, frames: Vec::new().into_iter() })
-    }
-
-    fn why_over(&self) -> Error {
-        match self.quic.close_reason() {
-            Some(reason) => quic::explain(self.address, reason).into(),
-            None => Error::Unreachable("the connection ended".to_owned()),
+    fn hand_out(&self, frames: Vec<Frame>) {
+        let now = Instant::now();
+        let mut waiting = self.waiting();
+        waiting.heard_at = now;
+        for frame in frames {
+            if frame.kind != FrameKind::Reply {
+                continue;
+            }
+            if frame.request_id % 2 == 1 {
+                waiting.progress_at = now;
+            }
+            // An answer to one who has given up is no error.
+            if let Some(sender) = waiting.replies.remove(&frame.request_id) {
+                let _ = sender.send(frame);
+            }
         }
     }
 
-    /// Ends the connection.
-    pub(super) fn close(&self) {
-        self.quic.close(0_u32.into(), b"done");
+    fn lost(&self, sent: bool) -> Lost {
+        let reason = self.waiting().over.clone();
+        let reason = reason.or_else(|| self.connection.close_reason().map(|why| why.to_string()));
+        Lost { reason: reason.unwrap_or_else(|| "another node was asked".into()), sent }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A caller that gives up leaves nothing behind.
+/// Removes a request whose caller is gone.
 struct Forget<'a> {
-    waiting: &'a Waiting,
+    link: &'a Link,
     id: u64,
 }
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        if let Some(waiting) = &mut *self.waiting.lock() {
-            waiting.remove(&self.id);
-        }
+        self.link.waiting().replies.remove(&self.id);
     }
 }
 
-/// The answers on a stream of its own.
-pub(super) struct ReplyStream {
-    reader: FrameReader,
-    frames: std::vec::IntoIter<Frame>,
+/// A request on its own stream.
+pub(super) struct Alone<'a> {
+    link: &'a Link,
+    reader: Option<FrameReader>,
 }
 
-impl ReplyStream {
-    /// The next answer; `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        loop {
-            if let Some(frame) = self.frames.next() {
-                return Ok(Some(frame.body));
-            }
-            let mut frames = Vec::new();
-            if !self.reader.read_batch(&mut frames).await? {
-                return Ok(None);
-            }
-            self.frames = frames.into_iter();
+impl Alone<'_> {
+    /// The next frames; an error at the end of the stream too, since the last reply says that it is the last.
+    pub(super) async fn read(&mut self) -> Result<Vec<Frame>, Lost> {
+        let reader =
+            self.reader.as_mut().expect("it is taken only by `into_reader`, which ends self");
+        let frames = transport::read(reader).await;
+        self.link.waiting().heard_at = Instant::now();
+        match frames {
+            Ok(Some(frames)) => Ok(frames),
+            Ok(None) => Err(Lost { reason: "the answer is cut off".into(), sent: true }),
+            Err(reason) => Err(Lost { reason, sent: true }),
         }
+    }
+
+    /// The stream itself, for reading on at the caller's pace.
+    pub(super) fn into_reader(mut self) -> FrameReader {
+        self.reader.take().expect("it is taken only here")
     }
 }
 
-/// Hands each answer to whoever asked; ends with the stream, and with it everybody's waiting.
-async fn read_replies(recv: RecvStream, waiting: Arc<Waiting>, writer: FrameWriter) {
-    let mut reader = FrameReader::new(recv, FRAME_BYTES_MAX);
-    let mut frames = Vec::new();
-    while let Ok(true) = reader.read_batch(&mut frames).await {
-        if let Some(waiting) = &mut *waiting.lock() {
-            for frame in frames.drain(..) {
-                if let Some(asker) = waiting.remove(&frame.request_id) {
-                    // Fails if the asker has given up meanwhile.
-                    let _ = asker.send(frame.body);
-                }
-            }
-        }
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.link.waiting().alone -= 1;
     }
-    waiting.lock().take();
-    writer.close();
 }
 
-/// Decodes an answer.
-pub(super) fn decode(body: &[u8]) -> Result<Reply<'_>, Error> {
-    proto::decode(body, "reply").map_err(|error| Error::Protocol(error.to_string()))
+fn lost(sent: bool, error: &dyn std::fmt::Display) -> Lost {
+    Lost { reason: error.to_string(), sent }
 }
-
-/// Requests that wait to be written on one connection.
-const QUEUE_BYTES_MAX: usize = 64 << 20;

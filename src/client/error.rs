@@ -1,91 +1,162 @@
-//! What a caller can learn from a failure.
+//! What can go wrong for a user of the client, named for what the caller can do about it.
 
 use crate::proto::client::Refusal;
 use crate::proto::limits::KEY_BYTES_MAX;
-use crate::{pki, quic};
 
-/// Why an operation failed, and whether it may have happened all the same.
-#[derive(Clone, Debug, thiserror::Error)]
+/// Why an operation did not give its result. All but [`Error::Unknown`] and a [`Error::Timeout`] that says so mean that
+/// nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Certificates or keys cannot be used.
-    #[error("{0}")]
-    Credentials(String),
-    /// An address cannot be used.
-    #[error("{0}")]
-    Address(String),
-    /// No node could be reached; nothing was done.
-    #[error("{0}")]
-    Unreachable(String),
-    /// Time ran out before anything was done: no node led, or all were busy.
-    #[error("no answer in time: {0}; nothing was done")]
-    Timeout(String),
-    /// A write was sent and its answer never came: it may or may not have happened.
-    #[error("the outcome is unknown: {0}")]
-    Unknown(String),
-    /// A node refuses this connection.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// A key of no allowed length.
-    #[error("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {0}")]
-    KeyLength(usize),
-    /// A value that is longer than the cluster allows.
-    #[error("the value is longer than the limit of {limit} bytes")]
+    /// No node answered; each address with its cause. Nothing was written.
+    #[error("{}", unreachable_text(.tried))]
+    Unreachable {
+        /// What was tried and what came of it.
+        tried: Vec<(String, String)>,
+    },
+    /// A node was reached, but one side does not accept the other's certificate.
+    #[error("{address}: {reason}")]
+    Rejected {
+        /// The node's address.
+        address: String,
+        /// Which certificate is not accepted and why.
+        reason: String,
+    },
+    /// The deadline came before an answer.
+    #[error("{}", timeout_text(*.may_have_happened, .last))]
+    Timeout {
+        /// Whether a write may still have been, or come to be, applied.
+        may_have_happened: bool,
+        /// What stood in the way last, if anything did.
+        last: Option<String>,
+    },
+    /// The write may or may not have happened, and asking again cannot tell: its session is gone.
+    #[error("it is not known whether the write happened: read the key before writing again")]
+    Unknown,
+    /// A key must have 1 to [`KEY_BYTES_MAX`] bytes.
+    #[error("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {bytes}")]
+    KeyInvalid {
+        /// The length of the refused key.
+        bytes: usize,
+    },
+    /// The value is, or would become, longer than allowed.
+    #[error("a value has at most {limit} bytes")]
     TooLarge {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The cluster takes no more data.
-    #[error("the cluster has no space for more data")]
+    /// The cluster has no room for more data; reads and deletes still work.
+    #[error("the cluster has no room for more data")]
     NoSpace,
-    /// The certificate's role does not allow it.
-    #[error("the role {role} does not allow this")]
+    /// The certificate's role does not allow the request.
+    #[error("not allowed for a certificate with the role {role:?}")]
     Denied {
-        /// The role.
+        /// The role of the certificate.
         role: String,
     },
-    /// A node sent what makes no sense.
-    #[error("a node answers with {0}")]
-    Protocol(String),
-}
-
-impl From<pki::Error> for Error {
-    fn from(error: pki::Error) -> Error {
-        Error::Credentials(error.to_string())
-    }
-}
-
-impl From<quic::Error> for Error {
-    fn from(error: quic::Error) -> Error {
-        match error {
-            quic::Error::Refused { .. } => Error::Refused(error.to_string()),
-            quic::Error::Bind { .. } | quic::Error::Resolve { .. } => {
-                Error::Address(error.to_string())
-            }
-            quic::Error::Malformed(_) | quic::Error::Tls(_) => Error::Protocol(error.to_string()),
-            quic::Error::NotListening(_) => {
-                Error::Unreachable(format!("{error}: is the cluster running?"))
-            }
-            quic::Error::TimedOut
-            | quic::Error::Lost(_)
-            | quic::Error::Read(_)
-            | quic::Error::Full
-            | quic::Error::Closed => Error::Unreachable(error.to_string()),
-        }
-    }
+    /// The node says that the request makes no sense.
+    #[error("refused: {reason}")]
+    Invalid {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The asked revision is gone.
+    #[error("that revision is gone, the oldest is {oldest}")]
+    Compacted {
+        /// The oldest that is there.
+        oldest: u64,
+    },
+    /// No member of the cluster has this id.
+    #[error("the cluster has no node {node_id}")]
+    NoSuchNode {
+        /// The id that was asked for.
+        node_id: u64,
+    },
+    /// The certificates cannot be used.
+    #[error("{0}")]
+    Credentials(String),
+    /// A local resource (a socket) was not to be had.
+    #[error("{0}")]
+    Local(String),
+    /// A node answered something that is no answer to the question: its version or its software is another.
+    #[error("node {node_id} answered with something else than expected: {what}")]
+    Protocol {
+        /// The node.
+        node_id: u64,
+        /// What was wrong.
+        what: String,
+    },
+    /// A scan broke off because its node was lost; rows so far are right, the rest is missing.
+    #[error("the scan broke off: {reason}")]
+    ScanBroken {
+        /// What happened to it.
+        reason: String,
+    },
+    /// The client was closed.
+    #[error("the client was closed")]
+    Closed,
 }
 
 impl Error {
-    /// What a refusal that no retry mends means to the caller; `None` for one that a retry may mend.
-    pub(super) fn of_refusal(refusal: &Refusal) -> Option<Error> {
-        match refusal {
-            Refusal::NotLeader { .. } | Refusal::Busy { .. } | Refusal::Unknown => None,
-            Refusal::TooLarge { limit } => Some(Error::TooLarge { limit: *limit }),
-            Refusal::NoSpace => Some(Error::NoSpace),
-            Refusal::Denied { role } => Some(Error::Denied { role: role.clone() }),
-            Refusal::Invalid { reason } => Some(Error::Refused(reason.clone())),
-            Refusal::Compacted { oldest } => {
-                Some(Error::Refused(format!("revisions before {oldest} are gone")))
-            }
+    /// Whether a write that ended with this error may nevertheless have been applied.
+    pub fn may_have_happened(&self) -> bool {
+        matches!(self, Error::Unknown | Error::Timeout { may_have_happened: true, .. })
+    }
+
+    /// The final error of a refusal, or `None` for those that another try can mend.
+    pub(super) fn from_refusal(refusal: &Refusal) -> Option<Error> {
+        Some(match refusal {
+            Refusal::NotLeader { .. } | Refusal::Busy { .. } | Refusal::Unknown => return None,
+            Refusal::TooLarge { limit } => Error::TooLarge { limit: *limit },
+            Refusal::NoSpace => Error::NoSpace,
+            Refusal::Compacted { oldest } => Error::Compacted { oldest: *oldest },
+            Refusal::Denied { role } => Error::Denied { role: role.clone() },
+            Refusal::Invalid { reason } => Error::Invalid { reason: reason.clone() },
+        })
+    }
+}
+
+fn unreachable_text(tried: &[(String, String)]) -> String {
+    match tried {
+        [] => "no endpoint is known".into(),
+        [(address, cause)] => format!("{address}: {cause}"),
+        _ => {
+            let each: Vec<_> =
+                tried.iter().map(|(address, cause)| format!("{address} ({cause})")).collect();
+            format!("no node answers: {}", each.join(", "))
         }
+    }
+}
+
+fn timeout_text(may_have_happened: bool, last: &Option<String>) -> String {
+    let mut text = String::from("no answer in time");
+    if let Some(last) = last {
+        text = format!("{text} ({last})");
+    }
+    if may_have_happened {
+        text.push_str(": the write may or may not have happened");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_final_refusals_become_errors() {
+        assert_eq!(Error::from_refusal(&Refusal::NotLeader { leader: Some(1) }), None);
+        assert_eq!(Error::from_refusal(&Refusal::Busy { retry_after_ms: 1 }), None);
+        assert_eq!(Error::from_refusal(&Refusal::Unknown), None);
+        assert_eq!(Error::from_refusal(&Refusal::NoSpace), Some(Error::NoSpace));
+    }
+
+    #[test]
+    fn messages_are_one_line() {
+        let tried = vec![("a:1".into(), "x".into()), ("b:2".into(), "y".into())];
+        let text = Error::Unreachable { tried }.to_string();
+        assert_eq!(text, "no node answers: a:1 (x), b:2 (y)");
+        let error = Error::Timeout { may_have_happened: true, last: None };
+        assert_eq!(error.to_string(), "no answer in time: the write may or may not have happened");
+        assert!(error.may_have_happened());
     }
 }

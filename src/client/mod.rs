@@ -1,308 +1,331 @@
-//! The client library: finds the leader, pipelines over one connection per node, retries safely.
+//! The client library: a cluster as one ordered key-value store.
 //!
-//! **What it is for.** A [`Client`] is cheap to clone and meant to be shared by all tasks of a process:
-//! their requests travel together, which is what makes them fast.
-//!
-//! **What always holds.** A write is applied once, however often it had to be sent: it keeps its session
-//! and number over all retries. If its answer never came, the error is [`Error::Unknown`], and no other
-//! error hides a write that may have happened. Reads see every write acknowledged before they began.
-//!
-//! **What is left out.** Caching, and everything that a node does.
+//! In: keys, values and a directory with certificates. Out: results, or an [`Error`] that says what the caller can do and,
+//! for a write, whether it may have happened. Always: each write is applied at most once however often it had to be
+//! sent, and exactly once when it returns `Ok`; default reads see every write acknowledged before they began; every operation ends by
+//! its deadline; every queue is bounded. Left out: transactions and watches (later), and everything that a server needs.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), quicraft::client::Error> {
-//! let client = quicraft::client::Client::connect(Default::default()).await?;
-//! client.put(b"greeting", b"hello").await?;
-//! assert_eq!(client.get(b"greeting").await?.unwrap().bytes, b"hello");
-//! # Ok(()) }
+//! use quicraft::client::{Client, Options};
+//!
+//! let client = Client::connect(Options::default()).await?;
+//! client.put("greeting", "hello").await?;
+//! let value = client.get("greeting").await?.expect("it was just written");
+//! assert_eq!(&value.bytes[..], b"hello");
+//! # Ok(())
+//! # }
 //! ```
+//!
+//! How it works, from the outside in: `write` gives a write its session and number; `retry` sends a request to one node after
+//! another until it is answered; `routes` knows the nodes and who leads; `connection` carries any number of
+//! requests to one node; `watchdog` notices a dead node early; `transport` is the way down to QUIC. A client is cheap to
+//! clone; all clones share its connections and its session.
 
 mod connection;
 mod error;
-mod route;
+mod retry;
+mod routes;
 mod scan;
 mod session;
+#[cfg(all(test, feature = "server"))]
+mod tests;
+mod transport;
+mod watchdog;
+mod write;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use bytes::Bytes;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
-pub use error::Error;
-pub use scan::{Row, ScanEnd, ScanRequest, ScanStream};
-
-use crate::proto::client::{Consistency, Get, MemberInfo, Reply, Status};
-use crate::proto::command::{Command, Op, Outcome, key_is_valid};
+use self::retry::{Answer, Answered, Attempts, Request};
+use self::routes::{Routes, To};
+use self::session::Session;
+use self::transport::{DialError, Transport};
+use crate::proto::client::Get;
+use crate::proto::command::key_is_valid;
 use crate::proto::frame::FrameKind;
-use crate::proto::limits::SESSION_IN_FLIGHT_MAX;
-use connection::decode;
-use route::Router;
-use session::{Session, Slot};
 
-/// How to reach a cluster. The default is what `quicraft cluster` runs on this machine.
-#[derive(Clone, Debug)]
+pub use self::error::Error;
+pub use self::scan::{Row, ScanEnd, ScanRequest, ScanStream, prefix_end};
+pub use crate::proto::client::{Consistency, MemberInfo, PeerStatus, RoleName, ScanMode, Status};
+
+/// How to reach a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// `host:port` of some nodes; the others are found through them.
+    /// `host:port` of one or more nodes; one that answers is enough, it names the others.
     pub endpoints: Vec<String>,
     /// Directory with `ca.crt`, `NAME.crt` and `NAME.key`.
     pub certs: PathBuf,
-    /// The client's name.
+    /// The name in the client's certificate.
     pub name: String,
-    /// How long one operation may take, retries included.
+    /// How long one operation may take, all its retries included.
     pub timeout: Duration,
 }
 
 impl Default for Options {
+    /// A cluster on this machine, as `quicraft cluster` starts it.
     fn default() -> Options {
         Options {
-            endpoints: vec!["127.0.0.1:7001".to_owned()],
-            certs: PathBuf::from("certs"),
-            name: "client".to_owned(),
+            endpoints: vec!["127.0.0.1:7001".into()],
+            certs: "certs".into(),
+            name: "client".into(),
             timeout: Duration::from_secs(5),
         }
     }
 }
 
-/// A value and where it came from.
+/// The place of a write in the history of the whole cluster: later writes have higher ones.
+pub type Revision = u64;
+
+/// A value that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
-    /// The value.
-    pub bytes: Vec<u8>,
     /// The revision that wrote it.
-    pub revision: u64,
+    pub revision: Revision,
+    /// The value itself.
+    pub bytes: Bytes,
 }
 
-/// A write that happened.
+/// What a delete found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// The revision that it made.
-    pub revision: u64,
-    /// Whether the key was there before.
+pub struct Deleted {
+    /// The revision of the delete.
+    pub revision: Revision,
+    /// Whether the key was there.
     pub existed: bool,
 }
 
-/// A connection to a cluster; clones share it.
-#[derive(Clone)]
+/// One member of the cluster and how it is, or why it did not say.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// The member.
+    pub member: MemberInfo,
+    /// What it said.
+    pub status: Result<Status, Error>,
+}
+
+/// A connection to a cluster. Clones share it.
+#[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
 }
 
+#[derive(Debug)]
 struct Inner {
-    router: Router,
-    session: Mutex<Option<Session>>,
-    /// Held by whoever opens a session.
-    opening: tokio::sync::Mutex<()>,
-    /// One for each write that the session may have under way.
-    permits: Semaphore,
-}
-
-/// A write's number is given back however its caller ends.
-struct Numbered<'a> {
-    inner: &'a Inner,
-    slot: Slot,
-}
-
-impl Drop for Numbered<'_> {
-    fn drop(&mut self) {
-        if let Some(session) = &mut *self.inner.session() {
-            session.end(self.slot);
-        }
-    }
-}
-
-impl Inner {
-    fn session(&self) -> MutexGuard<'_, Option<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    routes: Arc<Routes>,
+    /// The session of all writes, opened by the first one; replaced when the cluster has forgotten it.
+    session: Mutex<Arc<OnceCell<Arc<Session>>>>,
+    scout: Semaphore,
+    timeout: Duration,
 }
 
 impl Client {
-    /// Connects to the first endpoint that answers.
+    /// Reaches the first endpoint that answers. Every endpoint is tried once, all at the same time.
     ///
     /// # Errors
-    /// [`Error::Credentials`], or why no endpoint answers.
+    /// [`Error::Credentials`] for certificates that cannot be used, [`Error::Rejected`] if a node or this client does not accept
+    /// the other, [`Error::Unreachable`] if no endpoint answers.
     pub async fn connect(options: Options) -> Result<Client, Error> {
-        let inner = Inner {
-            router: Router::connect(&options).await?,
-            session: Mutex::new(None),
-            opening: tokio::sync::Mutex::new(()),
-            permits: Semaphore::new(SESSION_IN_FLIGHT_MAX),
+        let transport = Transport::new(&options.certs, &options.name)?;
+        let routes = Routes::new(transport, options.endpoints);
+        let client = Client {
+            inner: Arc::new(Inner {
+                routes,
+                session: Mutex::new(Arc::default()),
+                scout: Semaphore::new(1),
+                timeout: options.timeout,
+            }),
         };
-        Ok(Client { inner: Arc::new(inner) })
+        client.reach_any(Instant::now() + options.timeout).await?;
+        Ok(client)
     }
 
-    /// Sets a key.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`] if it may have happened; with any other it did not.
-    pub async fn put(&self, key: &[u8], value: &[u8]) -> Result<Written, Error> {
-        self.write(Op::Put { key, value }).await
+    async fn reach_any(&self, deadline: Instant) -> Result<(), Error> {
+        let mut dials = JoinSet::new();
+        for endpoint in self.inner.routes.endpoints() {
+            let routes = Arc::clone(&self.inner.routes);
+            dials.spawn(async move { routes.link_to(endpoint, None).await });
+        }
+        let mut failures: Vec<DialError> = Vec::new();
+        let reached = timeout_at(deadline, async {
+            while let Some(result) = dials.join_next().await {
+                match result {
+                    Ok(Ok(_)) => return true,
+                    Ok(Err(error)) => failures.push(error),
+                    Err(_) => {}
+                }
+            }
+            false
+        });
+        if reached.await == Ok(true) {
+            return Ok(());
+        }
+        if let Some(failure) = failures.iter().find(|failure| failure.rejected) {
+            let DialError { address, reason, .. } = failure.clone();
+            return Err(Error::Rejected { address, reason });
+        }
+        let tried = failures.into_iter().map(|failure| (failure.address, failure.reason)).collect();
+        Err(Error::Unreachable { tried })
     }
 
-    /// Adds to the end of a key's value; a missing key is like an empty value.
+    /// Reads a key; sees every write that was acknowledged before, by whomever.
     ///
     /// # Errors
-    /// As [`Client::put`].
-    pub async fn append(&self, key: &[u8], value: &[u8]) -> Result<Written, Error> {
-        self.write(Op::Append { key, value }).await
+    /// [`Error`]; never one that speaks of a write.
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>, Error> {
+        self.read(key.as_ref(), To::Leader).await
     }
 
-    /// Removes a key; [`Written::existed`] says whether it was there.
+    /// Reads a key as one node has it, `node` or any: perhaps old, but without asking a majority.
     ///
     /// # Errors
-    /// As [`Client::put`].
-    pub async fn delete(&self, key: &[u8]) -> Result<Written, Error> {
-        self.write(Op::Delete { key }).await
-    }
-
-    /// Reads a key; `None` if it is not there.
-    ///
-    /// # Errors
-    /// [`Error`] says why there is no answer.
-    pub async fn get(&self, key: &[u8]) -> Result<Option<Value>, Error> {
-        self.get_with(key, Consistency::Linearizable).await
-    }
-
-    /// Reads a key as freshly as asked.
-    ///
-    /// # Errors
-    /// [`Error`] says why there is no answer.
-    pub async fn get_with(
+    /// As [`Client::get`].
+    pub async fn get_local(
         &self,
-        key: &[u8],
-        consistency: Consistency,
+        key: impl AsRef<[u8]>,
+        node: Option<u64>,
     ) -> Result<Option<Value>, Error> {
+        self.read(key.as_ref(), node.map_or(To::Any, To::Node)).await
+    }
+
+    async fn read(&self, key: &[u8], to: To) -> Result<Option<Value>, Error> {
         check_key(key)?;
-        let mut body = Vec::with_capacity(key.len() + 8);
-        crate::proto::encode(&Get { key, consistency }, &mut body);
-        let reply = self.inner.router.ask(FrameKind::Get, &body).await?.body;
-        match decode(&reply)? {
-            Reply::Value { revision, value } => Ok(Some(Value { bytes: value.to_vec(), revision })),
-            Reply::NotFound => Ok(None),
-            reply => Err(Error::Protocol(format!("{reply:.80?} to a get"))),
+        self.check_members(to)?;
+        let consistency =
+            if to == To::Leader { Consistency::Linearizable } else { Consistency::Local };
+        let encode = || {
+            let mut body = Vec::new();
+            crate::proto::encode(&Get { key, consistency }, &mut body);
+            body
+        };
+        let answered =
+            self.ask_reading(&Request { kind: FrameKind::Get, to, encode: &encode }).await?;
+        match only(answered) {
+            (_, Some(Answer::Value { revision, bytes })) => Ok(Some(Value { revision, bytes })),
+            (_, Some(Answer::NotFound)) => Ok(None),
+            (node_id, _) => Err(unexpected(node_id, "a get")),
         }
     }
 
-    /// Reads a range in key order, all of it at one revision.
+    /// Reads a range of keys, in order, all at one revision.
     ///
     /// # Errors
-    /// [`Error`] says why it does not begin.
-    pub async fn scan(&self, request: &ScanRequest) -> Result<ScanStream, Error> {
-        let (first, stream) = self.inner.router.open(FrameKind::Scan, &request.encode()).await?;
-        ScanStream::new(&first, stream)
+    /// As [`Client::get`], for the first page; later ones as [`ScanStream::next`] says.
+    pub async fn scan(&self, request: ScanRequest) -> Result<ScanStream, Error> {
+        let to = request.destination();
+        self.check_members(to)?;
+        let encode = || request.encode();
+        let answered =
+            self.ask_reading(&Request { kind: FrameKind::Scan, to, encode: &encode }).await?;
+        ScanStream::new(answered, self.inner.timeout)
     }
 
-    /// The members of the cluster.
+    /// How one node is; asks that node alone, once or again until the deadline.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNode`], or [`Error::Timeout`] if it does not answer.
+    pub async fn status(&self, node_id: u64) -> Result<Status, Error> {
+        self.check_members(To::Node(node_id))?;
+        let encode = Vec::new;
+        let request = Request { kind: FrameKind::Status, to: To::Node(node_id), encode: &encode };
+        match only(self.ask_reading(&request).await?) {
+            (_, Some(Answer::Status(status))) => Ok(*status),
+            (node_id, _) => Err(unexpected(node_id, "a status request")),
+        }
+    }
+
+    /// How all nodes are, in the order of their ids. Each is asked once, and given a second at most.
+    pub async fn status_all(&self) -> Vec<NodeStatus> {
+        let deadline = Instant::now() + self.inner.timeout.min(STATUS_TIMEOUT);
+        let mut asked = JoinSet::new();
+        for member in self.members() {
+            let routes = Arc::clone(&self.inner.routes);
+            asked.spawn(async move {
+                let status = timeout_at(deadline, status_once(&routes, &member)).await;
+                let late = Error::Timeout { may_have_happened: false, last: None };
+                NodeStatus { member, status: status.unwrap_or(Err(late)) }
+            });
+        }
+        let mut all = asked.join_all().await;
+        all.sort_by_key(|one| one.member.id);
+        all
+    }
+
+    /// The members of the cluster, as its nodes say.
     pub fn members(&self) -> Vec<MemberInfo> {
-        self.inner.router.members()
+        self.inner.routes.members()
     }
 
-    /// How one member is, by its own word.
-    ///
-    /// # Errors
-    /// Why it does not answer.
-    pub async fn status(&self, member: &MemberInfo) -> Result<Status, Error> {
-        let reply = self.inner.router.ask_member(member, FrameKind::Status, &[]).await?;
-        match decode(&reply)? {
-            Reply::Status(status) => Ok(status),
-            reply => Err(Error::Protocol(format!("{reply:.80?} to a status request"))),
+    /// Who leads, as far as this client knows.
+    pub fn leader(&self) -> Option<u64> {
+        *self.inner.routes.leader.borrow()
+    }
+
+    /// Ends the session and the connections. Operations under way on other clones end with an error.
+    pub async fn close(&self) {
+        self.close_session().await;
+        self.inner.routes.close().await;
+    }
+
+    /// Asks with the client's timeout; for requests that change nothing.
+    async fn ask_reading(&self, request: &Request<'_>) -> Result<Answered, Error> {
+        let deadline = Instant::now() + self.inner.timeout;
+        let mut attempts = Attempts::default();
+        let inner = &self.inner;
+        let asked = retry::ask(&inner.routes, &inner.scout, request, &mut attempts);
+        match timeout_at(deadline, asked).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout { may_have_happened: false, last: attempts.last }),
         }
     }
 
-    /// Ends the session and the connections; what is under way ends with an error.
-    pub async fn close(self) {
-        let session = self.inner.session().take();
-        if let Some(session) = session {
-            let mut body = Vec::new();
-            crate::proto::encode(&Command::CloseSession(session.id()), &mut body);
-            // The cluster ends an idle session by itself if it does not hear this.
-            let ask = self.inner.router.ask(FrameKind::Write, &body);
-            let _ = tokio::time::timeout(CLOSE_PATIENCE, ask).await;
-        }
-        self.inner.router.close();
-        self.inner.router.wait_closed().await;
-    }
-
-    async fn write(&self, op: Op<'_>) -> Result<Written, Error> {
-        check_key(op.key())?;
-        let limit = self.inner.router.value_bytes_max();
-        if let Some(limit) = limit.filter(|&limit| op.value_bytes() as u64 > limit) {
-            return Err(Error::TooLarge { limit });
-        }
-        let closed = |_| Error::Protocol("the client is closed".to_owned());
-        let _permit = self.inner.permits.acquire().await.map_err(closed)?;
-        loop {
-            let numbered = self.number().await?;
-            let Slot { session, seq, answered_below } = numbered.slot;
-            let command = Command::Write { session, seq, answered_below, op: op.clone() };
-            let mut body = Vec::with_capacity(op.key().len() + op.value_bytes() + 48);
-            crate::proto::encode(&command, &mut body);
-            let answered = self.inner.router.ask(FrameKind::Write, &body).await?;
-            let outcome = match decode(&answered.body)? {
-                Reply::Outcome(outcome) => outcome,
-                reply => return Err(Error::Protocol(format!("{reply:.80?} to a write"))),
-            };
-            match outcome {
-                Outcome::Written { revision, existed } => return Ok(Written { revision, existed }),
-                Outcome::TooLarge { limit } => return Err(Error::TooLarge { limit }),
-                Outcome::KeyInvalid => return Err(Error::KeyLength(op.key().len())),
-                Outcome::SessionUnknown if !answered.sent_before => self.forget(session),
-                Outcome::SessionFull if !answered.sent_before => {
-                    tokio::time::sleep(FULL_PATIENCE).await;
-                }
-                Outcome::SessionUnknown | Outcome::SequenceStale | Outcome::SessionFull => {
-                    let reason = "the session ended while the write was being retried";
-                    return Err(Error::Unknown(reason.to_owned()));
-                }
-                Outcome::SessionOpened(_) | Outcome::Done => {
-                    return Err(Error::Protocol(format!("{outcome:?} to a write")));
-                }
+    fn check_members(&self, to: To) -> Result<(), Error> {
+        match to {
+            To::Node(node_id) if self.members().iter().all(|member| member.id != node_id) => {
+                Err(Error::NoSuchNode { node_id })
             }
+            To::Node(_) | To::Leader | To::Any => Ok(()),
         }
     }
+}
 
-    /// A number for a write, in a session that is opened first if there is none.
-    async fn number(&self) -> Result<Numbered<'_>, Error> {
-        loop {
-            if let Some(slot) = self.inner.session().as_mut().map(Session::begin) {
-                return Ok(Numbered { inner: &self.inner, slot });
-            }
-            let _opening = self.inner.opening.lock().await;
-            if self.inner.session().is_some() {
-                continue;
-            }
-            let mut body = Vec::new();
-            crate::proto::encode(&Command::OpenSession, &mut body);
-            let reply = match self.inner.router.ask(FrameKind::Write, &body).await {
-                Ok(answered) => answered.body,
-                // A session more or less: the write itself was not sent.
-                Err(Error::Unknown(reason)) => return Err(Error::Timeout(reason)),
-                Err(error) => return Err(error),
-            };
-            match decode(&reply)? {
-                Reply::Outcome(Outcome::SessionOpened(id)) => {
-                    *self.inner.session() = Some(Session::new(id));
-                }
-                reply => return Err(Error::Protocol(format!("{reply:.80?} to a new session"))),
-            }
-        }
-    }
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// The cluster does not know this session any more.
-    fn forget(&self, id: crate::proto::command::SessionId) {
-        let mut session = self.inner.session();
-        if session.as_ref().is_some_and(|session| session.id() == id) {
-            *session = None;
+async fn status_once(routes: &Arc<Routes>, member: &MemberInfo) -> Result<Status, Error> {
+    let unreachable =
+        |cause: String| Error::Unreachable { tried: vec![(member.client_address.clone(), cause)] };
+    let link = routes.link_to_member(member).await.map_err(|error| {
+        if error.rejected {
+            Error::Rejected { address: error.address, reason: error.reason }
+        } else {
+            unreachable(error.reason)
         }
+    })?;
+    let frame = link.call(FrameKind::Status, &[]).await.map_err(|lost| unreachable(lost.reason))?;
+    match Answer::from_frame(&frame) {
+        Ok(Answer::Status(status)) => Ok(*status),
+        Ok(Answer::Refused(refusal)) => {
+            Err(Error::from_refusal(&refusal)
+                .unwrap_or_else(|| unreachable("it is too busy".into())))
+        }
+        Ok(_) | Err(_) => Err(unexpected(member.id, "a status request")),
     }
 }
 
 fn check_key(key: &[u8]) -> Result<(), Error> {
-    if key_is_valid(key) { Ok(()) } else { Err(Error::KeyLength(key.len())) }
+    if key_is_valid(key) { Ok(()) } else { Err(Error::KeyInvalid { bytes: key.len() }) }
 }
 
-/// How long a closing client waits for the end of its session.
-const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
-/// How long a write waits when its session is full.
-const FULL_PATIENCE: Duration = Duration::from_millis(5);
+fn only(answered: Answered) -> (u64, Option<Answer>) {
+    (answered.node_id, answered.answers.into_iter().next())
+}
+
+fn unexpected(node_id: u64, question: &str) -> Error {
+    Error::Protocol { node_id, what: format!("no answer to {question}") }
+}

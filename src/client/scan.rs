@@ -1,26 +1,38 @@
-//! Scans as a stream of rows, all of one revision.
+//! Reads a range of keys, page by page, at the caller's pace.
+//!
+//! In: a [`ScanRequest`]. Out: rows in key order, all of one revision, then the end. Always: rows not yet asked for wait in
+//! the stream's flow-control window, not in memory: one page at a time is held. A scan that has begun is not moved to
+//! another node, whose revision would be another one; it breaks off with [`Error::ScanBroken`].
 
 use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::Error;
-use super::connection::{ReplyStream, decode};
-use crate::proto::client::{Consistency, Reply, Scan, ScanMode};
+use super::retry::{Answer, Answered};
+use super::routes::To;
+use crate::proto::client::{Consistency, Scan, ScanMode};
+use crate::quic::FrameReader;
 
-/// What to scan. The default is everything, in order, as of now.
-#[derive(Clone, Debug)]
+/// Which rows to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScanRequest {
-    /// First key of the range; empty for the start.
+    /// First key of the range; empty means from the start.
     pub from: Vec<u8>,
-    /// First key after the range; `None` for the end.
+    /// First key after the range; `None` means to the end.
     pub to: Option<Vec<u8>>,
     /// Rows at most.
     pub limit: u64,
     /// From the last key of the range to the first.
     pub reverse: bool,
-    /// Rows, keys or only their number.
+    /// Whole rows, keys, or only how many.
     pub mode: ScanMode,
     /// How fresh.
     pub consistency: Consistency,
+    /// Which node answers a [`Consistency::Local`] scan; `None` for any.
+    pub node: Option<u64>,
 }
 
 impl Default for ScanRequest {
@@ -32,23 +44,21 @@ impl Default for ScanRequest {
             reverse: false,
             mode: ScanMode::Rows,
             consistency: Consistency::Linearizable,
+            node: None,
         }
     }
 }
 
 impl ScanRequest {
     /// All keys that begin with `prefix`.
-    pub fn prefix(prefix: &[u8]) -> ScanRequest {
-        let mut end = prefix.to_vec();
-        // The first key after the prefix: one more in the last byte that has room for it.
-        while end.last() == Some(&u8::MAX) {
-            end.pop();
-        }
-        let to = end.pop().map(|last| {
-            end.push(last + 1);
-            end
-        });
-        ScanRequest { from: prefix.to_vec(), to, ..ScanRequest::default() }
+    pub fn prefix(prefix: impl Into<Vec<u8>>) -> ScanRequest {
+        let from = prefix.into();
+        ScanRequest { to: prefix_end(&from), from, ..ScanRequest::default() }
+    }
+
+    /// All keys from `from` up to, without, `to`.
+    pub fn range(from: impl Into<Vec<u8>>, to: impl Into<Vec<u8>>) -> ScanRequest {
+        ScanRequest { from: from.into(), to: Some(to.into()), ..ScanRequest::default() }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -64,16 +74,32 @@ impl ScanRequest {
         crate::proto::encode(&scan, &mut body);
         body
     }
+
+    pub(super) fn destination(&self) -> To {
+        match (self.consistency, self.node) {
+            (Consistency::Linearizable, _) => To::Leader,
+            (Consistency::Local, Some(node)) => To::Node(node),
+            (Consistency::Local, None) => To::Any,
+        }
+    }
 }
 
-/// One row.
+/// The first key after all keys that begin with `prefix`; `None` if there is none.
+pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|&byte| byte != 0xFF)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
+}
+
+/// One row of a scan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The key.
-    pub key: Vec<u8>,
+    pub key: Bytes,
     /// The value; empty in a scan of keys.
-    pub value: Vec<u8>,
-    /// The revision that wrote the value.
+    pub value: Bytes,
+    /// The revision that wrote this value.
     pub revision: u64,
 }
 
@@ -82,30 +108,41 @@ pub struct Row {
 pub struct ScanEnd {
     /// Rows in all.
     pub rows: u64,
-    /// The revision at which all were read.
+    /// The revision at which all of them were read.
     pub revision: u64,
     /// Whether the limit cut the range off.
     pub more: bool,
 }
 
-/// A running scan.
+/// The rows of a scan, as they come. Dropping it stops the scan.
+#[derive(Debug)]
 pub struct ScanStream {
-    stream: ReplyStream,
+    reader: Option<FrameReader>,
     rows: VecDeque<Row>,
     end: Option<ScanEnd>,
+    page_timeout: Duration,
+    node_id: u64,
 }
 
 impl ScanStream {
-    pub(super) fn new(first: &[u8], stream: ReplyStream) -> Result<ScanStream, Error> {
-        let mut scan = ScanStream { stream, rows: VecDeque::new(), end: None };
-        scan.take(first)?;
-        Ok(scan)
+    pub(super) fn new(answered: Answered, page_timeout: Duration) -> Result<ScanStream, Error> {
+        let mut stream = ScanStream {
+            reader: answered.rest,
+            rows: VecDeque::new(),
+            end: None,
+            page_timeout,
+            node_id: answered.node_id,
+        };
+        for answer in answered.answers {
+            stream.take_in(answer)?;
+        }
+        Ok(stream)
     }
 
-    /// The next row; `None` after the last.
+    /// The next row, or `None` at the end.
     ///
     /// # Errors
-    /// If the connection ends before the scan does; rows that came stay good.
+    /// [`Error::ScanBroken`] if the node is lost on the way or sends nothing for the client's timeout.
     pub async fn next(&mut self) -> Result<Option<Row>, Error> {
         loop {
             if let Some(row) = self.rows.pop_front() {
@@ -114,31 +151,62 @@ impl ScanStream {
             if self.end.is_some() {
                 return Ok(None);
             }
-            let page = self.stream.next().await?;
-            let ended = || Error::Unreachable("the scan broke off".to_owned());
-            self.take(&page.ok_or_else(ended)?)?;
+            let Some(reader) = &mut self.reader else {
+                return Err(broken("it failed before"));
+            };
+            let frames = match timeout(self.page_timeout, super::transport::read(reader)).await {
+                Ok(Ok(Some(frames))) => frames,
+                Ok(Ok(None)) => return Err(self.fail("the answer is cut off")),
+                Ok(Err(reason)) => return Err(self.fail(&reason)),
+                Err(_) => return Err(self.fail("no more rows came in time")),
+            };
+            for frame in frames {
+                let answer =
+                    Answer::from_frame(&frame).map_err(|what| self.fail(&what.to_string()));
+                self.take_in(answer?)?;
+            }
         }
     }
 
-    /// How the scan ended, once [`ScanStream::next`] has given `None`.
+    /// Reads to the end; all rows not yet taken are skipped.
+    ///
+    /// # Errors
+    /// As [`ScanStream::next`].
+    pub async fn finish(&mut self) -> Result<ScanEnd, Error> {
+        while self.next().await?.is_some() {}
+        self.end.ok_or_else(|| broken("it has no end"))
+    }
+
+    /// How it ended, once [`ScanStream::next`] gave `None`.
     pub fn end(&self) -> Option<ScanEnd> {
         self.end
     }
 
-    fn take(&mut self, reply: &[u8]) -> Result<(), Error> {
-        match decode(reply)? {
-            Reply::Rows(rows) => self.rows.extend(rows.into_iter().map(|row| Row {
-                key: row.key.to_vec(),
-                value: row.value.to_vec(),
-                revision: row.revision,
-            })),
-            Reply::ScanEnd { rows, revision, more } => {
-                self.end = Some(ScanEnd { rows, revision, more });
+    fn take_in(&mut self, answer: Answer) -> Result<(), Error> {
+        match answer {
+            Answer::Rows(rows) => self.rows.extend(rows),
+            Answer::ScanEnd(end) => self.end = Some(end),
+            Answer::Refused(refusal) => {
+                return Err(Error::from_refusal(&refusal)
+                    .unwrap_or_else(|| self.fail("the node gave it up under load")));
             }
-            reply => return Err(Error::Protocol(format!("{reply:.80?} to a scan"))),
+            Answer::Outcome(_) | Answer::Value { .. } | Answer::NotFound | Answer::Status(_) => {
+                self.reader = None;
+                let what = "not rows in answer to a scan".into();
+                return Err(Error::Protocol { node_id: self.node_id, what });
+            }
         }
         Ok(())
     }
+
+    fn fail(&mut self, reason: &str) -> Error {
+        self.reader = None;
+        broken(reason)
+    }
+}
+
+fn broken(reason: &str) -> Error {
+    Error::ScanBroken { reason: reason.into() }
 }
 
 #[cfg(test)]
@@ -146,11 +214,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_ends_before_the_first_key_that_does_not_have_it() {
-        let to = |prefix: &[u8]| ScanRequest::prefix(prefix).to;
-        assert_eq!(to(b"ab"), Some(b"ac".to_vec()));
-        assert_eq!(to(b"a\xFF"), Some(b"b".to_vec()));
-        assert_eq!(to(b"\xFF\xFF"), None);
-        assert_eq!(to(b""), None);
+    fn a_prefix_ends_before_the_next_key_that_has_it_not() {
+        assert_eq!(prefix_end(b"a"), Some(b"b".to_vec()));
+        assert_eq!(prefix_end(b"a\xff"), Some(b"b".to_vec()));
+        assert_eq!(prefix_end(b"\xff\xff"), None);
+        assert_eq!(prefix_end(b""), None);
+        assert_eq!(prefix_end(b"ab\x00"), Some(b"ab\x01".to_vec()));
     }
 }

@@ -1,202 +1,261 @@
-//! The certificate authority of a cluster: makes itself, and certificates for nodes and clients.
+//! The certificate authority: making certificates.
+//!
+//! In goes a directory, out come files in it. A file appears whole or not at all under its name (keys are created
+//! exclusively with mode 0600 and synced; a replacement is renamed over the old file). Keys are ECDSA P-256: what every
+//! TLS implementation takes, and fast to verify.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    SanType,
 };
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::ServerName;
 
-use super::{Error, Identity, Role, Who, dns_name, is_name};
+use super::credentials::{check_private, read, read_certificates};
+use super::identity::{CLUSTER_SUFFIX_DIGITS, authority_uri, check_name, node_dns_name};
+use super::{Certificate, Error, Identity, Problem, Role, Subject};
 
-/// A cluster's CA with its key, in a directory with the certificates that it made.
+/// Days for which an authority's certificate is valid.
+pub const AUTHORITY_DAYS: u32 = 3650;
+/// Days for which a node's or client's certificate is valid unless asked otherwise.
+pub const LEAF_DAYS_DEFAULT: u32 = 365;
+/// Clocks of other machines may be this much behind.
+const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+const HINT: &str = "make a cluster's authority with `quicraft cert init`";
+
+/// The authority of one cluster, with its private key.
+#[derive(Debug)]
 pub struct Authority {
     dir: PathBuf,
     cluster: String,
+    not_after: SystemTime,
     issuer: Issuer<'static, KeyPair>,
 }
 
+/// How to issue a certificate.
+#[derive(Clone, Copy, Debug)]
+pub struct Issue {
+    /// Days of validity, 1 to 3650; cut to what is left of the authority's.
+    pub days: u32,
+    /// Replace files of that name.
+    pub overwrite: bool,
+}
+
+impl Default for Issue {
+    fn default() -> Issue {
+        Issue { days: LEAF_DAYS_DEFAULT, overwrite: false }
+    }
+}
+
 impl Authority {
-    /// Makes the CA of a new cluster: `ca.crt` and `ca.key` in `dir`.
+    /// Makes `ca.key` and `ca.crt` in `dir` (created with mode 0700 if it is not there) for a new cluster, which is
+    /// called `cluster_name`, `-`, and eight random hex digits.
     ///
     /// # Errors
-    /// [`Error::Exists`] if there is a CA already, [`Error::Name`] for a bad cluster name.
-    pub fn create(dir: &Path, name: &str) -> Result<Authority, Error> {
-        let cluster = format!("{name}-{}", random_hex()?);
-        if name.is_empty() || !is_name(&cluster) {
-            return Err(Error::Name(name.to_owned()));
-        }
-        let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-        if let Some(path) = [&cert_path, &key_path].into_iter().find(|path| path.exists()) {
-            return Err(Error::Exists(path.clone()));
-        }
-        let mut params = CertificateParams::new(Vec::new()).map_err(issue)?;
-        params.distinguished_name.push(DnType::OrganizationName, "Quicraft");
-        params.distinguished_name.push(DnType::CommonName, cluster.as_str());
+    /// [`Error`] if the name is none, there is an authority already, or the files cannot be written.
+    pub fn create(dir: &Path, cluster_name: &str) -> Result<Authority, Error> {
+        check_name(cluster_name)?;
+        let (certificate_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+        let hint = ": this directory belongs to a cluster already, use another one with --dir";
+        refuse_existing(&[&certificate_path, &key_path], hint)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| Error::Io {
+            op: "create",
+            path: dir.to_owned(),
+            source,
+        })?;
+
+        let cluster = format!("{cluster_name}-{}", random_suffix()?);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
+        let key_pem = key.serialize_pem();
+        let mut params = params(vec![], &authority_uri(&cluster), &format!("{cluster} authority"))?;
+        set_validity(&mut params, SystemTime::now() + days(AUTHORITY_DAYS));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![
             KeyUsagePurpose::KeyCertSign,
             KeyUsagePurpose::CrlSign,
             KeyUsagePurpose::DigitalSignature,
         ];
-        set_validity(&mut params, CA_DAYS);
-        let key = new_key()?;
-        let pem = key.serialize_pem();
-        let ca = CertifiedIssuer::self_signed(params, key).map_err(issue)?;
-        write_new(&key_path, pem.as_bytes(), 0o600)?;
-        write_new(&cert_path, ca.pem().as_bytes(), 0o644)?;
+        let issuer = CertifiedIssuer::self_signed(params, key).map_err(make)?;
+        create_file(&key_path, 0o600, key_pem.as_bytes())?;
+        create_file(&certificate_path, 0o644, issuer.pem().as_bytes())?;
+        sync_dir(dir)?;
         Authority::load(dir)
     }
 
-    /// Loads the CA in `dir`.
+    /// Loads `ca.crt` and `ca.key` from `dir`.
     ///
     /// # Errors
-    /// [`Error::Missing`] without one, [`Error::Unusable`] if it is no CA of a Quicraft cluster.
+    /// [`Error`] for a file that is missing, exposed or damaged.
     pub fn load(dir: &Path) -> Result<Authority, Error> {
-        let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-        let unusable = |path: &Path, reason: &str| Error::Unusable {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
+        let (certificate_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+        let certificates = read_certificates(&certificate_path, HINT)?;
+        check_private(&key_path, "certificates are made where the authority's private key is")?;
+        let key_pem = String::from_utf8(read(&key_path, HINT)?).unwrap_or_default();
+        let key = KeyPair::from_pem(&key_pem)
+            .map_err(|_| Error::Pem { path: key_path.clone(), what: "private key" })?;
+
+        let at = |problem| Error::Certificate { path: certificate_path.clone(), problem };
+        let certificate = Certificate::parse(&certificates[0]).map_err(at)?;
+        let Subject::Authority { cluster } = certificate.subject else {
+            let found = "a node's or a client's";
+            return Err(at(Problem::Kind { expected: "an authority's", found }));
         };
-        let cert = read(&cert_path)?;
-        let key = KeyPair::from_pem(&read(&key_path)?)
-            .map_err(|_| unusable(&key_path, "it holds no private key in PEM form"))?;
-        let cluster = common_name(&cert)
-            .filter(|cluster| is_name(cluster))
-            .ok_or_else(|| unusable(&cert_path, "it is no CA of a Quicraft cluster"))?;
-        let issuer = Issuer::from_ca_cert_pem(&cert, key)
-            .map_err(|error| unusable(&cert_path, &error.to_string()))?;
-        Ok(Authority { dir: dir.to_owned(), cluster, issuer })
+        if !holds_key(&certificates[0], &key) {
+            return Err(Error::KeyMismatch { certificate: certificate_path, key: key_path });
+        }
+        let issuer = Issuer::from_ca_cert_der(&certificates[0], key).map_err(make)?;
+        Ok(Authority { dir: dir.to_owned(), cluster, not_after: certificate.not_after, issuer })
     }
 
-    /// The cluster's name, the random part included.
+    /// The cluster, with its random part.
     pub fn cluster(&self) -> &str {
         &self.cluster
     }
 
-    /// Makes `NAME.crt` and `NAME.key` for a node that is reached under these host names and addresses.
+    /// Issues `NAME.crt` and `NAME.key` for a node that is reached at `hosts` (IP addresses and DNS names; may be
+    /// empty: nodes are dialled by name). Returns the path of the certificate.
     ///
     /// # Errors
-    /// [`Error::Exists`] if one of the files is there, [`Error::Name`], [`Error::Host`].
-    pub fn issue_node(&self, name: &str, hosts: &[String], days: u32) -> Result<(), Error> {
-        let identity = self.identity(Who::Node { name: name.to_owned() })?;
-        let mut hosts = hosts.to_vec();
-        hosts.push(dns_name(name, &self.cluster));
-        self.issue(
-            &identity,
-            hosts,
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
-            days,
-        )
-    }
-
-    /// Makes `NAME.crt` and `NAME.key` for a client with a role.
-    ///
-    /// # Errors
-    /// [`Error::Exists`] if one of the files is there, [`Error::Name`].
-    pub fn issue_client(&self, name: &str, role: Role, days: u32) -> Result<(), Error> {
-        let identity = self.identity(Who::Client { name: name.to_owned(), role })?;
-        self.issue(&identity, Vec::new(), vec![ExtendedKeyUsagePurpose::ClientAuth], days)
-    }
-
-    fn identity(&self, who: Who) -> Result<Identity, Error> {
-        let identity = Identity { cluster: self.cluster.clone(), who };
-        let is_reserved = identity.name() == "ca";
-        if !is_name(identity.name()) || is_reserved {
-            return Err(Error::Name(identity.name().to_owned()));
+    /// [`Error`] if a name, host or lifetime is none, the files exist, or they cannot be written.
+    pub fn issue_node(&self, name: &str, hosts: &[String], how: Issue) -> Result<PathBuf, Error> {
+        check_leaf_name(name)?;
+        for host in hosts {
+            ServerName::try_from(host.as_str()).map_err(|_| Error::Host(host.clone()))?;
         }
-        Ok(identity)
+        let mut names = vec![node_dns_name(&self.cluster, name)];
+        names.extend_from_slice(hosts);
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(&Identity::node(&self.cluster, name), names, usages, how)
+    }
+
+    /// Issues `NAME.crt` and `NAME.key` for a client. Returns the path of the certificate.
+    ///
+    /// # Errors
+    /// [`Error`] if a name or lifetime is none, the files exist, or they cannot be written.
+    pub fn issue_client(&self, name: &str, role: Role, how: Issue) -> Result<PathBuf, Error> {
+        check_leaf_name(name)?;
+        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(&Identity::client(&self.cluster, name, role), vec![], usages, how)
     }
 
     fn issue(
         &self,
         identity: &Identity,
-        hosts: Vec<String>,
+        names: Vec<String>,
         usages: Vec<ExtendedKeyUsagePurpose>,
-        days: u32,
-    ) -> Result<(), Error> {
+        how: Issue,
+    ) -> Result<PathBuf, Error> {
+        if !(1..=AUTHORITY_DAYS).contains(&how.days) {
+            return Err(Error::Days(how.days));
+        }
         let name = identity.name();
-        let file = |suffix: &str| self.dir.join(format!("{name}.{suffix}"));
-        let (cert_path, key_path) = (file("crt"), file("key"));
-        if let Some(path) = [&cert_path, &key_path].into_iter().find(|path| path.exists()) {
-            return Err(Error::Exists(path.clone()));
+        let (certificate_path, key_path) =
+            (self.dir.join(format!("{name}.crt")), self.dir.join(format!("{name}.key")));
+        if !how.overwrite {
+            let hint = ": choose another name, or replace it with --overwrite";
+            refuse_existing(&[&certificate_path, &key_path], hint)?;
         }
-        for host in &hosts {
-            let single = CertificateParams::new(vec![host.clone()]);
-            single.map_err(|_| Error::Host(host.clone()))?;
-        }
-        let mut params = CertificateParams::new(hosts).map_err(issue)?;
-        let uri = identity.to_string().try_into().map_err(issue)?;
-        params.subject_alt_names.push(SanType::URI(uri));
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = usages;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
+        let mut params = params(names, &identity.to_string(), name)?;
+        set_validity(&mut params, (SystemTime::now() + days(how.days)).min(self.not_after));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, i64::from(days));
-        let key = new_key()?;
-        let cert = params.signed_by(&key, &self.issuer).map_err(issue)?;
-        write_new(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
-        write_new(&cert_path, cert.pem().as_bytes(), 0o644)
+        let certificate = params.signed_by(&key, &self.issuer).map_err(make)?;
+        let write = if how.overwrite { replace_file } else { create_file };
+        write(&key_path, 0o600, key.serialize_pem().as_bytes())?;
+        write(&certificate_path, 0o644, certificate.pem().as_bytes())?;
+        sync_dir(&self.dir)?;
+        Ok(certificate_path)
     }
 }
 
-fn new_key() -> Result<KeyPair, Error> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(issue)
+/// `ca` would take the authority's own files.
+fn check_leaf_name(name: &str) -> Result<(), Error> {
+    check_name(name)?;
+    if name == "ca" { Err(Problem::Name(name.to_owned()).into()) } else { Ok(()) }
 }
 
-/// From an hour ago, for clocks that are a little apart.
-fn set_validity(params: &mut CertificateParams, days: i64) {
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - Duration::hours(1);
-    params.not_after = now + Duration::days(days);
+fn params(names: Vec<String>, uri: &str, title: &str) -> Result<CertificateParams, Error> {
+    let mut params = CertificateParams::new(names).map_err(make)?;
+    params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(make)?));
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, title);
+    Ok(params)
 }
 
-fn random_hex() -> Result<String, Error> {
-    use ring::rand::{SecureRandom, SystemRandom};
-    let mut bytes = [0; 4];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::Issue("no randomness".to_owned()))?;
-    Ok(format!("{:08x}", u32::from_le_bytes(bytes)))
+fn set_validity(params: &mut CertificateParams, not_after: SystemTime) {
+    params.not_before = (SystemTime::now() - CLOCK_SKEW).into();
+    params.not_after = not_after.into();
 }
 
-fn common_name(pem: &str) -> Option<String> {
-    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
-    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
-    certificate.is_ca().then_some(name)
-}
-
-fn issue(error: impl std::fmt::Display) -> Error {
-    Error::Issue(error.to_string())
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing(path.to_owned()),
-        _ => Error::Io { path: path.to_owned(), source },
+fn holds_key(certificate: &[u8], key: &KeyPair) -> bool {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| {
+        certificate.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
     })
 }
 
-/// Writes a new file durably, in a directory that only we can enter.
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let dir = dir.unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(
-        |source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists(path.to_owned()),
-            _ => io(source),
-        },
-    )?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
+fn random_suffix() -> Result<String, Error> {
+    let mut bytes = [0; CLUSTER_SUFFIX_DIGITS / 2];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Error::Make("the operating system gives no random numbers".to_owned()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-const CA_DAYS: i64 = 3650;
+fn make(error: rcgen::Error) -> Error {
+    Error::Make(error.to_string())
+}
+
+fn days(days: u32) -> Duration {
+    Duration::from_secs(u64::from(days) * 24 * 3600)
+}
+
+fn refuse_existing(paths: &[&Path], hint: &'static str) -> Result<(), Error> {
+    match paths.iter().find(|path| path.symlink_metadata().is_ok()) {
+        Some(path) => Err(Error::Exists { path: path.to_path_buf(), hint }),
+        None => Ok(()),
+    }
+}
+
+/// Writes a new file and syncs it.
+fn create_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
+    let io_error = |source: io::Error| match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::Exists { path: path.to_owned(), hint: "" },
+        _ => Error::Io { op: "write", path: path.to_owned(), source },
+    };
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(io_error)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(io_error)
+}
+
+/// Puts a new file in the place of an old one.
+fn replace_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    // One that a crash left behind is nobody's.
+    let _ = fs::remove_file(&fresh);
+    create_file(&fresh, mode, content)?;
+    fs::rename(&fresh, path).map_err(|source| Error::Io {
+        op: "replace",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::Io {
+        op: "sync",
+        path: dir.to_owned(),
+        source,
+    })
+}

@@ -1,157 +1,213 @@
-//! What a process shows and trusts: its certificate and key, and the cluster's CA.
+//! Everything that one end of a connection needs to prove who it is and to judge the other.
+//!
+//! In goes a directory and a name, out come checked [`Credentials`] or an [`Error`] that names the file and what to do.
+//! Whatever would fail at the first handshake (a foreign authority, a wrong key, an expired certificate) fails here.
 
+use std::fmt;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::crypto::CryptoProvider;
+use ring::hmac;
+use rustls::RootCertStore;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
-use rustls::{CipherSuite, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::time::ASN1Time;
 
-use super::{Error, Identity};
+use super::{Certificate, Error, Identity, Problem, Subject};
 
-/// A certificate with its key, and the CAs that are trusted.
-#[derive(Debug)]
+/// A certificate with its private key, and the authorities that are trusted.
+#[derive(Clone)]
 pub struct Credentials {
     identity: Identity,
-    not_after: i64,
-    roots: Arc<RootCertStore>,
-    certified_key: Arc<CertifiedKey>,
-    secret: ring::hmac::Key,
+    certificate: Certificate,
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) key: Arc<CertifiedKey>,
+    secret: hmac::Key,
 }
 
 impl Credentials {
-    /// Loads `ca.crt`, `NAME.crt` and `NAME.key` from `dir`.
+    /// Loads `ca.crt`, `NAME.crt` and `NAME.key` from `dir` and checks them against each other and the clock. `ca.crt`
+    /// may hold several authorities, while one takes over from another.
     ///
     /// # Errors
-    /// Missing or unreadable files, a key that others may read, a key of another certificate, a
-    /// certificate out of its time or without an identity: each says which file.
+    /// [`Error`] for a file that is missing, unreadable, damaged, exposed, of another cluster, or out of its time.
     pub fn load(dir: &Path, name: &str) -> Result<Credentials, Error> {
-        let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
-        let (cert_path, key_path, ca_path) = (file("crt"), file("key"), dir.join("ca.crt"));
-        let mut roots = RootCertStore::empty();
-        for ca in certificates(&ca_path)? {
-            roots.add(ca).map_err(|error| unusable(&ca_path, error))?;
+        super::check_name(name)?;
+        let authority_path = dir.join("ca.crt");
+        let (certificate_path, key_path) =
+            (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+        let roots = read_certificates(
+            &authority_path,
+            "make a cluster's authority with `quicraft cert init`, or copy it from where it was made",
+        )?;
+        let hint = format!(
+            "make it with `quicraft cert node {name} --host HOST` or `quicraft cert client {name}`"
+        );
+        let chain = read_certificates(&certificate_path, &hint)?;
+        let key = read_key(&key_path, &hint)?;
+
+        let at = |problem| Error::Certificate { path: certificate_path.clone(), problem };
+        let certificate = Certificate::parse(&chain[0]).map_err(at)?;
+        certificate.identity().map_err(at)?;
+        check_validity(&certificate, &certificate_path)?;
+        for root in &roots {
+            check_authority(root, &authority_path)?;
         }
-        let chain = certificates(&cert_path)?;
-        let leaf = chain.first().ok_or_else(|| unusable(&cert_path, "it holds no certificate"))?;
-        let identity =
-            Identity::of_certificate(leaf).map_err(|reason| unusable(&cert_path, reason))?;
-        let not_after = check_validity(&cert_path, leaf)?;
-        check_permissions(&key_path)?;
-        let pem = read(&key_path)?;
-        let key = PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|_| unusable(&key_path, "it holds no private key in PEM form"))?;
-        let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key.secret_der());
-        let certified_key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| {
-            unusable(&key_path, format!("it does not fit {cert_path:?}: {error}"))
+        let credentials = Self::assemble(&roots, chain, key).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                Error::KeyMismatch { certificate: certificate_path.clone(), key: key_path.clone() }
+            }
+            _ => Error::Pem { path: key_path.clone(), what: "private key that can be used" },
         })?;
-        Ok(Credentials {
-            identity,
-            not_after,
-            roots: Arc::new(roots),
-            certified_key: Arc::new(certified_key),
-            secret,
-        })
+        credentials.check_chain().map_err(|_| Error::Foreign {
+            path: certificate_path.clone(),
+            authority: authority_path.clone(),
+        })?;
+        Ok(credentials)
     }
 
-    /// Who these credentials are for.
+    /// Puts credentials together without the checks that [`Credentials::load`] makes.
+    pub(crate) fn assemble(
+        roots: &[CertificateDer<'static>],
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Credentials, rustls::Error> {
+        let bad = || rustls::Error::General("the certificate is of no node or client".to_owned());
+        let der = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let certificate = Certificate::parse(der).map_err(|_| bad())?;
+        let Subject::Leaf(identity) = certificate.subject.clone() else { return Err(bad()) };
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root.clone())?;
+        }
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, key.secret_der());
+        let key = Arc::new(CertifiedKey::from_der(chain, key, &default_provider())?);
+        Ok(Credentials { identity, certificate, roots: Arc::new(store), key, secret })
+    }
+
+    /// A secret for one purpose: the same at every start with this private key, and unknown to everybody else.
+    pub fn derive_secret(&self, purpose: &[u8]) -> [u8; 32] {
+        let tag = hmac::sign(&self.secret, purpose);
+        *tag.as_ref().first_chunk().expect("SHA-256 gives 32 bytes")
+    }
+
+    /// Who these credentials are of.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// When the certificate ends, in seconds since 1970.
-    pub fn not_after(&self) -> i64 {
-        self.not_after
+    /// The certificate.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
     }
 
-    /// The CAs that are trusted.
-    pub fn roots(&self) -> Arc<RootCertStore> {
-        Arc::clone(&self.roots)
+    /// When the certificate expires.
+    pub fn not_after(&self) -> SystemTime {
+        self.certificate.not_after
     }
 
-    /// Certificate chain and key.
-    pub fn certified_key(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.certified_key)
-    }
-
-    /// A secret that is the same at every start of this node and unknown to everybody else.
-    pub fn derive_secret(&self, purpose: &[u8]) -> [u8; 32] {
-        let tag = ring::hmac::sign(&self.secret, purpose);
-        let mut secret = [0; 32];
-        secret.copy_from_slice(&tag.as_ref()[..32]);
-        secret
+    /// Whether the trusted authorities issued the certificate.
+    fn check_chain(&self) -> Result<(), rustls::Error> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(
+            self.roots.clone(),
+            Arc::new(default_provider()),
+        )
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let chain = &self.key.cert;
+        verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).map(|_| ())
     }
 }
 
-/// ring's algorithms, AES-128-GCM first: the fastest of TLS 1.3's suites here, and QUIC needs it anyway.
-pub fn provider() -> CryptoProvider {
-    let mut provider = rustls::crypto::ring::default_provider();
-    provider
-        .cipher_suites
-        .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
-    provider
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let pem = read(path)?;
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unusable(path, format!("it is not in PEM form: {error}")))?;
-    if chain.is_empty() {
-        return Err(unusable(path, "it holds no certificate in PEM form"));
+/// Without the private key.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
     }
-    Ok(chain)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing(path.to_owned()),
-        _ => Error::Io { path: path.to_owned(), source },
-    })
+/// All certificates of a file, at least one.
+pub(super) fn read_certificates(
+    path: &Path,
+    hint: &str,
+) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = read(path, hint)?;
+    let bad = || Error::Pem { path: path.to_owned(), what: "certificate" };
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    certificates.ok().filter(|found| !found.is_empty()).ok_or_else(bad)
 }
 
-/// A key that others can read is no secret.
-fn check_permissions(path: &Path) -> Result<(), Error> {
-    let metadata = fs::metadata(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing(path.to_owned()),
-        _ => Error::Io { path: path.to_owned(), source },
-    })?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(Error::Exposed { path: path.to_owned(), mode });
+/// The private key in a file that nobody else may read.
+fn read_key(path: &Path, hint: &str) -> Result<PrivateKeyDer<'static>, Error> {
+    check_private(path, hint)?;
+    let pem = read(path, hint)?;
+    let bad = |_| Error::Pem { path: path.to_owned(), what: "private key" };
+    PrivateKeyDer::from_pem_slice(&pem).map_err(bad)
+}
+
+/// Checks that only the owner may read `path`.
+pub(super) fn check_private(path: &Path, hint: &str) -> Result<(), Error> {
+    let metadata = fs::metadata(path).map_err(|source| open_error(path, hint, source))?;
+    match metadata.mode() & 0o7777 {
+        mode if mode & 0o077 != 0 => Err(Error::Exposed { path: path.to_owned(), mode }),
+        _ => Ok(()),
     }
-    let own = rustix_uid();
-    if own.is_some_and(|own| own != 0 && metadata.uid() != own) {
-        return Err(unusable(path, "it belongs to another user"));
+}
+
+/// A whole file; no file of ours comes near the limit.
+pub(super) fn read(path: &Path, hint: &str) -> Result<Vec<u8>, Error> {
+    const FILE_BYTES_MAX: u64 = 1 << 20;
+    let metadata = fs::metadata(path).map_err(|source| open_error(path, hint, source))?;
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(Error::Pem { path: path.to_owned(), what: "certificate or key" });
+    }
+    fs::read(path).map_err(|source| open_error(path, hint, source))
+}
+
+fn open_error(path: &Path, hint: &str, source: io::Error) -> Error {
+    let path: PathBuf = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing { path, hint: hint.to_owned() },
+        _ => Error::Io { op: "read", path, source },
+    }
+}
+
+fn check_authority(der: &[u8], path: &Path) -> Result<(), Error> {
+    let at = |problem| Error::Certificate { path: path.to_owned(), problem };
+    let certificate = Certificate::parse(der).map_err(at)?;
+    match certificate.subject {
+        Subject::Authority { .. } => check_validity(&certificate, path),
+        Subject::Leaf(_) => {
+            Err(at(Problem::Kind { expected: "an authority's", found: "a node's or a client's" }))
+        }
+    }
+}
+
+fn check_validity(certificate: &Certificate, path: &Path) -> Result<(), Error> {
+    let now = SystemTime::now();
+    if now > certificate.not_after {
+        let not_after = date(certificate.not_after);
+        return Err(Error::Expired { path: path.to_owned(), not_after });
+    }
+    if now < certificate.not_before {
+        let not_before = date(certificate.not_before);
+        return Err(Error::NotYetValid { path: path.to_owned(), not_before });
     }
     Ok(())
 }
 
-/// Our own user, read from a file that is ours.
-fn rustix_uid() -> Option<u32> {
-    fs::metadata("/proc/self").ok().map(|metadata| metadata.uid())
-}
-
-fn check_validity(path: &Path, der: &CertificateDer<'_>) -> Result<i64, Error> {
-    let (_, certificate) =
-        X509Certificate::from_der(der).map_err(|_| unusable(path, "it cannot be read"))?;
-    let validity = certificate.validity();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
-    if now > validity.not_after.timestamp() {
-        return Err(unusable(path, format!("it expired on {}", validity.not_after)));
-    }
-    if now < validity.not_before.timestamp() {
-        return Err(unusable(path, format!("it is not valid before {}", validity.not_before)));
-    }
-    Ok(validity.not_after.timestamp())
-}
-
-fn unusable(path: &Path, reason: impl ToString) -> Error {
-    Error::Unusable { path: PathBuf::from(path), reason: reason.to_string() }
+/// A moment for a message, in UTC.
+fn date(moment: SystemTime) -> String {
+    let seconds = moment.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let time = i64::try_from(seconds).ok().and_then(|s| ASN1Time::from_timestamp(s).ok());
+    time.map_or_else(|| "an unknown date".to_owned(), |time| time.to_string())
 }

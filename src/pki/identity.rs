@@ -1,32 +1,38 @@
-//! Who somebody is: one URI in the certificate's subject alternative names.
+//! Identities: the URI in a certificate, parsed strictly.
 //!
-//! `quicraft://CLUSTER/node/NAME` or `quicraft://CLUSTER/client/NAME?role=ROLE`. The parser is total
-//! and takes exactly these forms: no escapes, no upper case, no second URI.
+//! In goes the text of a URI, out comes an [`Identity`] or a [`Problem`]; there is exactly one spelling of each
+//! identity (no escapes, no upper case, no empty parts), so comparing identities is comparing values.
 
 use std::fmt;
+use std::str::FromStr;
 
-use rustls_pki_types::CertificateDer;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use ring::digest::{SHA256, digest};
 
-/// A name in a cluster, as its CA vouches for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use super::Problem;
+
+const SCHEME: &str = "quicraft://";
+const NAME_BYTES_MAX: usize = 32;
+/// Random hex digits after a cluster's name.
+pub(super) const CLUSTER_SUFFIX_DIGITS: usize = 8;
+
+/// Who holds a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The cluster: a name and eight random hexadecimal digits, so that no two are the same.
+    /// The cluster: its name, `-`, and eight hex digits that no other cluster has.
     pub cluster: String,
-    /// Which node or client.
+    /// The one in that cluster.
     pub who: Who,
 }
 
-/// A node or a client; a client can never act as a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A node or a client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
     /// A member of the cluster.
     Node {
         /// Its name.
         name: String,
     },
-    /// A client of the cluster.
+    /// A user of the cluster.
     Client {
         /// Its name.
         name: String,
@@ -36,181 +42,220 @@ pub enum Who {
 }
 
 /// What a client may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "server", derive(clap::ValueEnum))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Read everything.
-    #[cfg_attr(feature = "server", value(name = "readonly"))]
-    ReadOnly,
-    /// Read and write everything.
-    #[cfg_attr(feature = "server", value(name = "readwrite"))]
+    /// Read and write all keys.
+    #[default]
     ReadWrite,
-    /// Everything, the cluster's members included.
-    #[cfg_attr(feature = "server", value(name = "admin"))]
+    /// Read all keys.
+    ReadOnly,
+    /// All that, and change the cluster.
     Admin,
 }
 
-impl Role {
-    /// The role's name in certificates.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::ReadOnly => "readonly",
-            Role::ReadWrite => "readwrite",
-            Role::Admin => "admin",
-        }
-    }
-
-    fn parse(name: &str) -> Option<Role> {
-        [Role::ReadOnly, Role::ReadWrite, Role::Admin].into_iter().find(|role| role.name() == name)
-    }
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Identity { cluster, who } = self;
-        match who {
-            Who::Node { name } => write!(f, "quicraft://{cluster}/node/{name}"),
-            Who::Client { name, role } => {
-                write!(f, "quicraft://{cluster}/client/{name}?role={}", role.name())
-            }
-        }
-    }
-}
-
 impl Identity {
-    /// Parses the URI; `None` if it is not exactly one of the two forms.
-    pub fn parse(uri: &str) -> Option<Identity> {
-        let mut parts = uri.strip_prefix("quicraft://")?.split('/');
-        let (cluster, kind, rest) = (parts.next()?, parts.next()?, parts.next()?);
-        if parts.next().is_some() || !is_name(cluster) {
-            return None;
-        }
-        let who = match (kind, rest.split_once("?role=")) {
-            ("node", None) => Who::Node { name: valid(rest)? },
-            ("client", Some((name, role))) => {
-                Who::Client { name: valid(name)?, role: Role::parse(role)? }
-            }
-            _ => return None,
-        };
-        Some(Identity { cluster: cluster.to_owned(), who })
+    /// The node `name` of `cluster`.
+    pub fn node(cluster: &str, name: &str) -> Identity {
+        Identity { cluster: cluster.to_owned(), who: Who::Node { name: name.to_owned() } }
     }
 
-    /// The node's or client's name.
+    /// The client `name` of `cluster`.
+    pub fn client(cluster: &str, name: &str, role: Role) -> Identity {
+        Identity { cluster: cluster.to_owned(), who: Who::Client { name: name.to_owned(), role } }
+    }
+
+    /// The name of the node or client.
     pub fn name(&self) -> &str {
         match &self.who {
             Who::Node { name } | Who::Client { name, .. } => name,
         }
     }
 
-    /// Reads the identity out of a certificate whose chain was verified already, and checks that its
-    /// key usages fit: nodes serve and call, clients only call.
-    ///
-    /// # Errors
-    /// What is wrong with the certificate, in words.
-    pub fn of_certificate(der: &CertificateDer<'_>) -> Result<Identity, String> {
-        let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|_| "the certificate cannot be read".to_owned())?;
-        let (mut uris, mut usages) = (Vec::new(), (false, false));
-        for extension in certificate.extensions() {
-            match extension.parsed_extension() {
-                ParsedExtension::SubjectAlternativeName(names) => {
-                    uris.extend(names.general_names.iter().filter_map(|name| match name {
-                        GeneralName::URI(uri) => Some(*uri),
-                        _ => None,
-                    }));
-                }
-                ParsedExtension::ExtendedKeyUsage(usage) => {
-                    usages = (usage.server_auth, usage.client_auth);
-                }
-                _ => {}
-            }
-        }
-        let [uri] = uris[..] else {
-            return Err(format!("the certificate names {} identities instead of one", uris.len()));
-        };
-        let identity = Identity::parse(uri).ok_or_else(|| {
-            format!("the certificate's identity {uri:.100?} is none of Quicraft's")
-        })?;
-        let fits = match identity.who {
-            Who::Node { .. } => usages == (true, true),
-            Who::Client { .. } => usages == (false, true),
-        };
-        if !fits {
-            return Err(format!("the certificate's key usages do not fit {identity}"));
-        }
-        Ok(identity)
+    /// Whether this is a node.
+    pub fn is_node(&self) -> bool {
+        matches!(self.who, Who::Node { .. })
     }
 }
 
-fn valid(name: &str) -> Option<String> {
-    is_name(name).then(|| name.to_owned())
+impl FromStr for Identity {
+    type Err = Problem;
+
+    fn from_str(uri: &str) -> Result<Identity, Problem> {
+        let bad = || Problem::Uri(excerpt(uri));
+        let (cluster, rest) = split_cluster(uri).ok_or_else(bad)?;
+        let (kind, rest) = rest.split_once('/').ok_or_else(bad)?;
+        let (name, role) = match kind {
+            "node" => (rest, None),
+            "client" => {
+                let (name, role) = rest.split_once("?role=").ok_or_else(bad)?;
+                (name, Some(role.parse::<Role>().map_err(|_| bad())?))
+            }
+            _ => return Err(bad()),
+        };
+        check_name(name).map_err(|_| bad())?;
+        Ok(match role {
+            None => Identity::node(cluster, name),
+            Some(role) => Identity::client(cluster, name, role),
+        })
+    }
 }
 
-/// Whether this may name a cluster, node or client: 1 to 48 of `a-z0-9-`, no dash at either end.
-pub fn is_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(plain)
+/// The URI, as it stands in the certificate.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Who::Node { name } => write!(f, "{SCHEME}{}/node/{name}", self.cluster),
+            Who::Client { name, role } => {
+                write!(f, "{SCHEME}{}/client/{name}?role={role}", self.cluster)
+            }
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = Problem;
+
+    fn from_str(role: &str) -> Result<Role, Problem> {
+        match role {
+            "readwrite" => Ok(Role::ReadWrite),
+            "readonly" => Ok(Role::ReadOnly),
+            "admin" => Ok(Role::Admin),
+            _ => Err(Problem::Role(excerpt(role))),
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::ReadWrite => "readwrite",
+            Role::ReadOnly => "readonly",
+            Role::Admin => "admin",
+        })
+    }
+}
+
+/// Checks the name of a cluster (before its random part), node or client: `[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?`.
+///
+/// # Errors
+/// [`Problem::Name`] if it is anything else.
+pub fn check_name(name: &str) -> Result<(), Problem> {
+    let good = (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
         && !name.starts_with('-')
-        && !name.ends_with('-')
+        && !name.ends_with('-');
+    if good { Ok(()) } else { Err(Problem::Name(excerpt(name))) }
 }
 
-/// Names become file names and DNS labels (at most 63 bytes).
-const NAME_BYTES_MAX: usize = 48;
-
-/// The DNS name that a node's certificate carries: it ties the certificate to the node, whatever its
-/// address is.
-pub fn dns_name(node: &str, cluster: &str) -> String {
-    format!("{node}.{cluster}.quicraft")
-}
-
-/// The cluster's name as a fixed number of bytes, for files: the first half of its SHA-256.
+/// The cluster as 16 bytes: the first half of the SHA-256 of its name with the random part. Files and messages carry
+/// it, so that those of another cluster are told apart.
 pub fn cluster_id(cluster: &str) -> [u8; 16] {
-    let digest = ring::digest::digest(&ring::digest::SHA256, cluster.as_bytes());
     let mut id = [0; 16];
-    id.copy_from_slice(&digest.as_ref()[..16]);
+    id.copy_from_slice(&digest(&SHA256, cluster.as_bytes()).as_ref()[..16]);
     id
+}
+
+/// The DNS name by which a node is dialled: bound to the node, not to its address.
+pub fn node_dns_name(cluster: &str, name: &str) -> String {
+    format!("{name}.{cluster}.quicraft")
+}
+
+/// The URI of the authority itself.
+#[cfg(feature = "server")]
+pub(super) fn authority_uri(cluster: &str) -> String {
+    format!("{SCHEME}{cluster}/ca")
+}
+
+/// The cluster, if `uri` is that of an authority.
+pub(super) fn parse_authority_uri(uri: &str) -> Option<&str> {
+    split_cluster(uri).filter(|(_, rest)| *rest == "ca").map(|(cluster, _)| cluster)
+}
+
+fn split_cluster(uri: &str) -> Option<(&str, &str)> {
+    let (cluster, rest) = uri.strip_prefix(SCHEME)?.split_once('/')?;
+    let (name, suffix) = cluster.rsplit_once('-')?;
+    let good = suffix.len() == CLUSTER_SUFFIX_DIGITS
+        && suffix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    check_name(name).ok().filter(|()| good).map(|()| (cluster, rest))
+}
+
+/// Foreign text cut to a length that suits a message (which shows it with escapes).
+fn excerpt(text: &str) -> String {
+    const CHARS_MAX: usize = 64;
+    text.chars().take(CHARS_MAX).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn identities_read_as_they_are_written() {
-        for uri in [
-            "quicraft://demo-0123abcd/node/n1",
-            "quicraft://demo-0123abcd/client/alice?role=readonly",
-            "quicraft://d/client/a?role=admin",
-        ] {
-            assert_eq!(Identity::parse(uri).unwrap().to_string(), uri);
+    fn every_identity_has_the_documented_uri() {
+        let node = Identity::node("demo-00c0ffee", "n1");
+        assert_eq!(node.to_string(), "quicraft://demo-00c0ffee/node/n1");
+        assert_eq!(node.to_string().parse(), Ok(node));
+        for (role, text) in
+            [(Role::ReadWrite, "readwrite"), (Role::ReadOnly, "readonly"), (Role::Admin, "admin")]
+        {
+            let client = Identity::client("demo-00c0ffee", "alice", role);
+            let uri = format!("quicraft://demo-00c0ffee/client/alice?role={text}");
+            assert_eq!(client.to_string(), uri);
+            assert_eq!(uri.parse(), Ok(client));
         }
     }
 
     #[test]
-    fn anything_else_is_no_identity() {
-        let long = format!("quicraft://d/node/{}", "a".repeat(49));
+    fn near_misses_are_refused() {
+        let long = format!("quicraft://demo-00c0ffee/node/{}", "a".repeat(33));
         for uri in [
             "",
             "quicraft://",
-            "quicraft://d/node/",
-            "quicraft://d/node/N1",
-            "quicraft://d/node/n1/",
-            "quicraft://d/node/n1?role=admin",
-            "quicraft://d/client/a",
-            "quicraft://d/client/a?role=root",
-            "quicraft://d/client/a?role=admin&role=readonly",
-            "quicraft://d/node/%2e%2e",
-            "quicraft://d/node/..",
-            "quicraft://d/node/-a",
-            "quicraft:///node/a",
-            "http://d/node/a",
-            "quicraft://d/node/a\0",
-            "quicraft://d\n/node/a",
-            "QUICRAFT://d/node/a",
+            "kv://demo-00c0ffee/node/n1",
+            "quicraft://demo/node/n1",
+            "quicraft://-00c0ffee/node/n1",
+            "quicraft://demo-00C0FFEE/node/n1",
+            "quicraft://demo-00c0ffee/node/",
+            "quicraft://demo-00c0ffee/node/N1",
+            "quicraft://demo-00c0ffee/node/-n1",
+            "quicraft://demo-00c0ffee/node/n1-",
+            "quicraft://demo-00c0ffee/node/n1/",
+            "quicraft://demo-00c0ffee/node/n1\0",
+            "quicraft://demo-00c0ffee/node/n1?role=admin",
+            "quicraft://demo-00c0ffee/node/%2e%2e",
+            "quicraft://demo-00c0ffee/node/n\u{e4}",
+            "quicraft://demo-00c0ffee//node/n1",
+            "quicraft://demo-00c0ffee/client/alice",
+            "quicraft://demo-00c0ffee/client/alice?role=",
+            "quicraft://demo-00c0ffee/client/alice?role=root",
+            "quicraft://demo-00c0ffee/client/alice?role=admin&role=readonly",
+            "quicraft://demo-00c0ffee/ca",
             &long,
         ] {
-            assert_eq!(Identity::parse(uri), None, "{uri:?}");
+            assert!(uri.parse::<Identity>().is_err(), "{uri:?}");
+        }
+    }
+
+    #[test]
+    fn clusters_of_one_name_have_different_ids() {
+        assert_ne!(cluster_id("demo-00c0ffee"), cluster_id("demo-00c0ffef"));
+        assert_eq!(cluster_id("demo-00c0ffee"), cluster_id("demo-00c0ffee"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_identity_has_one_spelling(
+            uri in "(quicraft://)?[a-z0-9-]{0,4}-[0-9a-fA-F]{8}/(node|client|ca)/?[a-zA-Z0-9%-]{0,34}(\\?role=(admin|readonly|x))?"
+        ) {
+            if let Ok(identity) = uri.parse::<Identity>() {
+                prop_assert_eq!(identity.to_string(), uri);
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_identity_or_a_problem(uri in ".*") {
+            prop_assert!(uri.parse::<Identity>().is_err());
         }
     }
 }

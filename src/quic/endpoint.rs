@@ -1,250 +1,235 @@
-//! Endpoints: sockets, transport settings (measured, see the constants), dialling and accepting.
+//! Endpoints: opening ports, taking connections, dialling.
+//!
+//! A dial ends in a connection whose other side is the node that was meant, or in an [`Error`] that says why not. QUIC
+//! cannot tell a closed port from a silent machine (it ignores ICMP, which anyone can forge), so each dial also sends
+//! one datagram of a byte from a connected socket, whose "connection refused" the kernel reports; a forger gains no
+//! more from it than a failed dial.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::future::pending;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming,
-    MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
-};
-use quinn_proto::HashedConnectionIdGenerator;
-use rustls_pki_types::CertificateDer;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, TokioRuntime};
+use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
-use super::{Error, tls};
-use crate::pki::{Credentials, Identity, Who, dns_name};
-use crate::proto::{CLIENT_ALPN, PEER_ALPN};
+use super::{Disconnect, Error, PortKind, explain, tls, transport};
+use crate::pki::{Certificate, Credentials, Identity, Problem, node_dns_name};
 
-/// Which of a node's two ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PortKind {
-    /// Between nodes.
-    Peer,
-    /// For clients.
-    Client,
-}
+/// Connections of one endpoint unless configured otherwise.
+pub const CONNECTIONS_MAX_DEFAULT: usize = 1024;
+/// From the first packet of a connection to its certificate.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Peers dial again and again, and a node that is up answers at once.
+const PEER_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Clients dial once, maybe far away.
+const CLIENT_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl PortKind {
-    fn alpn(self) -> &'static [u8] {
-        match self {
-            PortKind::Peer => PEER_ALPN,
-            PortKind::Client => CLIENT_ALPN,
-        }
-    }
-
-    fn transport(self) -> Arc<TransportConfig> {
-        let mut transport = TransportConfig::default();
-        let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(MTU_MAX);
-        let idle_ms = match self {
-            PortKind::Peer => PEER_IDLE_MS,
-            PortKind::Client => CLIENT_IDLE_MS,
-        };
-        transport
-            .initial_mtu(1200)
-            .mtu_discovery_config(Some(discovery))
-            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-            .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_ms))))
-            .keep_alive_interval(Some(Duration::from_millis(u64::from(idle_ms) / 4)))
-            .datagram_receive_buffer_size(None);
-        match self {
-            PortKind::Peer => transport
-                .receive_window(VarInt::from_u32(PEER_WINDOW_BYTES))
-                .send_window(u64::from(PEER_WINDOW_BYTES))
-                .max_concurrent_uni_streams(VarInt::from_u32(16))
-                .max_concurrent_bidi_streams(VarInt::from_u32(4))
-                .initial_rtt(Duration::from_millis(10)),
-            PortKind::Client => transport
-                .receive_window(VarInt::from_u32(CLIENT_WINDOW_BYTES))
-                .send_window(u64::from(CLIENT_WINDOW_BYTES))
-                .max_concurrent_uni_streams(VarInt::from_u32(0))
-                .max_concurrent_bidi_streams(VarInt::from_u32(32))
-                .initial_rtt(Duration::from_millis(50)),
-        };
-        Arc::new(transport)
-    }
-}
-
-/// Opens a port of a node; the same endpoint can dial. `secret` must be the same at every start: with
-/// it, others notice a restart at once instead of by their idle timeout.
+/// Opens a port. Must be called in the tokio runtime that is to drive it. `secret` is this node's own and survives its
+/// restarts: it lets others notice a restart at once.
 ///
 /// # Errors
-/// [`Error::Bind`] names the address, for example one that is in use.
+/// [`Error::AddressInUse`], [`Error::Bind`], or [`Error::Tls`] for credentials that TLS does not take.
 pub fn server_endpoint(
     kind: PortKind,
-    address: SocketAddr,
+    addr: SocketAddr,
     credentials: &Credentials,
     secret: Option<[u8; 32]>,
 ) -> Result<Endpoint, Error> {
-    let crypto = tls::server_config(credentials, kind.alpn())?;
-    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config
-        .transport_config(kind.transport())
-        .migration(kind == PortKind::Client)
-        .max_incoming(INCOMING_MAX)
-        .incoming_buffer_size(INCOMING_BYTES)
-        .incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
-    endpoint(address, Some(config), secret)
+    let server = server_config(kind, credentials)?;
+    open(addr, Some(server), secret)
 }
 
-/// Opens a socket that only dials.
+/// Opens a socket to dial from, on any free port, for IPv6 and IPv4 as far as the machine has them. Must be called in
+/// the tokio runtime that is to drive it.
 ///
 /// # Errors
-/// [`Error::Bind`] if the system gives none.
+/// [`Error::Bind`] if there is no socket to be had.
 pub fn client_endpoint() -> Result<Endpoint, Error> {
-    endpoint(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), None, None)
+    open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), None, None)
+        .or_else(|_| open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), None, None))
 }
 
-fn endpoint(
-    address: SocketAddr,
-    server: Option<ServerConfig>,
-    secret: Option<[u8; 32]>,
-) -> Result<Endpoint, Error> {
-    let bind = |source| Error::Bind { address, source };
-    let socket = UdpSocket::bind(address).map_err(bind)?;
-    let sockref = socket2::SockRef::from(&socket);
-    // Smaller buffers only cost speed; the system caps what it does not allow.
-    let _ = sockref.set_recv_buffer_size(SOCKET_BYTES);
-    let _ = sockref.set_send_buffer_size(SOCKET_BYTES);
-    let mut config = match secret {
-        Some(secret) => {
-            let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &secret);
-            EndpointConfig::new(Arc::new(key))
-        }
-        None => EndpointConfig::default(),
-    };
-    if let Some(secret) = secret {
-        let seed = u64::from_le_bytes(*secret.first_chunk().expect("32 bytes hold 8"));
-        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(seed)));
-    }
-    config.max_udp_payload_size(MTU_MAX).map_err(|error| Error::Tls(error.to_string()))?;
-    Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime)).map_err(bind)
-}
-
-/// Dials a node and makes sure that it is one of our cluster, and the named one if `node` is given.
+/// New credentials for the handshakes to come; connections that are there stay.
 ///
 /// # Errors
-/// See [`Error`]: nobody there, refused, or somebody else. TLS 1.3 judges our own certificate only
-/// after this returns: a refusal of it shows at the first answer.
-pub async fn dial(
-    endpoint: &Endpoint,
-    address: SocketAddr,
-    node: Option<&str>,
-    credentials: &Credentials,
-    kind: PortKind,
-) -> Result<Connection, Error> {
-    let crypto = tls::client_config(credentials, kind.alpn(), node)?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(kind.transport());
-    let name = dns_name(node.unwrap_or("any"), &credentials.identity().cluster);
-    let connecting = endpoint
-        .connect_with(config, address, &name)
-        .map_err(|error| Error::Tls(error.to_string()))?;
-    match timeout(DIAL_PATIENCE, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err(Error::NotListening(address)),
-        Ok(Err(error)) => Err(explain(address, error)),
-    }
+/// [`Error::Tls`]; the old ones are then still in use.
+pub fn reload(endpoint: &Endpoint, kind: PortKind, credentials: &Credentials) -> Result<(), Error> {
+    endpoint.set_server_config(Some(server_config(kind, credentials)?));
+    Ok(())
 }
 
-/// Finishes a handshake and says who is there: a node on the peer port, a node or client on the client
-/// port, always of our cluster.
+/// The first of two steps to take a connection: refuses it (and returns `None`) when `connections_max` are open, and
+/// above half of that makes it prove its address first.
+pub fn admit(endpoint: &Endpoint, incoming: Incoming, connections_max: usize) -> Option<Incoming> {
+    let open = endpoint.open_connections();
+    if open >= connections_max {
+        incoming.refuse();
+        return None;
+    }
+    if open >= connections_max / 2 && incoming.may_retry() {
+        // The error is only "may not", which was just asked.
+        let _ = incoming.retry();
+        return None;
+    }
+    Some(incoming)
+}
+
+/// The second step: the handshake, with a time limit. The other side is then who the identity says, and may be on this
+/// port.
 ///
 /// # Errors
-/// [`Error::Refused`] and the handshake's own failures; the connection is closed then.
-pub async fn accept(
-    incoming: Incoming,
-    kind: PortKind,
-    cluster: &str,
-) -> Result<(Connection, Identity), Error> {
-    let address = incoming.remote_address();
-    let connecting = incoming.accept().map_err(|error| explain(address, error))?;
-    let connection = timeout(HANDSHAKE_PATIENCE, connecting)
+/// [`Error::Disconnected`] if the handshake fails, [`Error::TimedOut`] if it takes too long.
+pub async fn accept(incoming: Incoming) -> Result<(Connection, Identity), Error> {
+    let addr = incoming.remote_address();
+    let lost = |error: ConnectionError| disconnected(addr, &error);
+    let connecting = incoming.accept().map_err(lost)?;
+    let connection = timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
-        .map_err(|_| Error::TimedOut)?
-        .map_err(|error| explain(address, error))?;
-    let identity = match identity_of(&connection) {
-        Ok(identity) => identity,
-        Err(reason) => return Err(refuse(&connection, address, reason)),
-    };
-    if identity.cluster != cluster {
-        let reason = format!("{identity} is not of this cluster");
-        return Err(refuse(&connection, address, reason));
-    }
-    if kind == PortKind::Peer && !matches!(identity.who, Who::Node { .. }) {
-        let reason = format!("{identity} is no node");
-        return Err(refuse(&connection, address, reason));
-    }
+        .map_err(|_| Error::TimedOut { addr })?
+        .map_err(lost)?;
+    let identity = identity_of(&connection)?;
     Ok((connection, identity))
 }
 
-fn refuse(connection: &Connection, address: SocketAddr, reason: String) -> Error {
-    connection.close(REFUSED.into(), reason.as_bytes());
-    Error::Refused { address, reason }
+/// Dials a node by name: whoever answers must be node `node_name` of our cluster.
+///
+/// # Errors
+/// [`Error::NothingListening`], [`Error::TimedOut`], [`Error::Rejected`] (we refuse the other side),
+/// [`Error::Disconnected`] (it refuses us, though usually that comes only with the first read).
+pub async fn dial(
+    endpoint: &Endpoint,
+    addr: SocketAddr,
+    node_name: &str,
+    credentials: &Credentials,
+    kind: PortKind,
+) -> Result<Connection, Error> {
+    let server_name = node_dns_name(&credentials.identity().cluster, node_name);
+    dial_as(endpoint, addr, &server_name, Some(node_name), credentials, kind).await
 }
 
-/// The identity in the certificate that the other end has shown.
-fn identity_of(connection: &Connection) -> Result<Identity, String> {
-    let shown = connection.peer_identity().ok_or("no certificate was shown")?;
-    let chain = shown
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .map_err(|_| "the certificate cannot be read")?;
-    Identity::of_certificate(chain.first().ok_or("no certificate was shown")?)
+/// Dials the client port at an address whose node's name is not known: whoever answers must be some node of our
+/// cluster.
+///
+/// # Errors
+/// As [`dial`].
+pub async fn dial_any(
+    endpoint: &Endpoint,
+    addr: SocketAddr,
+    credentials: &Credentials,
+) -> Result<Connection, Error> {
+    // An address as the name: TLS then sends none.
+    let server_name = addr.ip().to_string();
+    dial_as(endpoint, addr, &server_name, None, credentials, PortKind::Client).await
 }
 
-/// A connection's end in words that help.
-pub fn explain(address: SocketAddr, error: ConnectionError) -> Error {
-    let reason = match &error {
-        ConnectionError::TransportError(transport) => match tls_alert(transport.code) {
-            Some(alert) => alert.to_owned(),
-            None => transport.reason.clone(),
-        },
-        ConnectionError::ConnectionClosed(close) => match tls_alert(close.error_code) {
-            Some(alert) => alert.to_owned(),
-            None => error.to_string(),
-        },
-        ConnectionError::ApplicationClosed(close) if close.error_code == REFUSED.into() => {
-            String::from_utf8_lossy(&close.reason).escape_debug().take(200).collect()
-        }
-        ConnectionError::VersionMismatch
-        | ConnectionError::ApplicationClosed(_)
-        | ConnectionError::Reset
-        | ConnectionError::TimedOut
-        | ConnectionError::LocallyClosed
-        | ConnectionError::CidsExhausted => return Error::Lost(error),
+/// Who is at the other end.
+///
+/// # Errors
+/// [`Error::Identity`] for a connection that was not made by this module.
+pub fn identity_of(connection: &Connection) -> Result<Identity, Error> {
+    let addr = connection.remote_address();
+    let bad = |problem| Error::Identity { addr, problem };
+    Ok(certificate_of(connection)?.identity().map_err(bad)?.clone())
+}
+
+/// The certificate of the other end: to close connections whose certificate expires.
+///
+/// # Errors
+/// [`Error::Identity`] for a connection that was not made by this module.
+pub fn certificate_of(connection: &Connection) -> Result<Certificate, Error> {
+    let addr = connection.remote_address();
+    let bad = |problem| Error::Identity { addr, problem };
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let der = chain.as_ref().and_then(|chain| chain.first());
+    Certificate::parse(der.ok_or_else(|| bad(Problem::Encoding))?).map_err(bad)
+}
+
+fn server_config(kind: PortKind, credentials: &Credentials) -> Result<quinn::ServerConfig, Error> {
+    let crypto = QuicServerConfig::try_from(tls::server(kind, credentials)?)
+        .map_err(|error| Error::Tls(error.to_string()))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport::transport(kind, false));
+    transport::limit_handshakes(&mut config);
+    Ok(config)
+}
+
+fn open(
+    addr: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+    secret: Option<[u8; 32]>,
+) -> Result<Endpoint, Error> {
+    let socket = transport::bind(addr, server.is_some())?;
+    let config = transport::endpoint(secret)?;
+    Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
+        .map_err(|source| Error::Bind { addr, source })
+}
+
+async fn dial_as(
+    endpoint: &Endpoint,
+    addr: SocketAddr,
+    server_name: &str,
+    node_name: Option<&str>,
+    credentials: &Credentials,
+    kind: PortKind,
+) -> Result<Connection, Error> {
+    let judge = Arc::new(tls::Judge::new(credentials, node_name));
+    let crypto = QuicClientConfig::try_from(tls::client(kind, credentials, judge.clone())?)
+        .map_err(|error| Error::Tls(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport::transport(kind, true));
+    let connecting = endpoint
+        .connect_with(config, addr, server_name)
+        .map_err(|error| Error::Dial { addr, reason: error.to_string() })?;
+    let limit = match kind {
+        PortKind::Peer => PEER_DIAL_TIMEOUT,
+        PortKind::Client => CLIENT_DIAL_TIMEOUT,
     };
-    Error::Refused { address, reason }
+    let outcome = tokio::select! {
+        outcome = timeout(limit, connecting) => outcome,
+        () = refused_by_kernel(addr) => return Err(Error::NothingListening { addr }),
+    };
+    match outcome {
+        Ok(Ok(connection)) => Ok(connection),
+        Err(_) | Ok(Err(ConnectionError::TimedOut)) => Err(Error::TimedOut { addr }),
+        Ok(Err(error)) => Err(match judge.rejection() {
+            Some(rejection) => Error::Rejected { addr, rejection },
+            None => disconnected(addr, &error),
+        }),
+    }
 }
 
-/// TLS alerts (RFC 8446 6.2) that QUIC carries as 0x100 + alert (RFC 9001 4.8).
-fn tls_alert(code: quinn::TransportErrorCode) -> Option<&'static str> {
-    let code = u64::from(code);
-    Some(match code.checked_sub(0x100)? {
-        42 | 43 | 46 => "the certificate is not accepted",
-        44 => "the certificate is revoked",
-        45 => "the certificate has expired",
-        48 => "the certificate is from another CA: is it for this cluster?",
-        51 => "the certificate's signature is wrong",
-        116 => "a certificate is required",
-        120 => "the other end speaks another protocol: is it the right port?",
-        _ => return None,
-    })
+/// Ends when the machine at `addr` says that no process has that port; otherwise never.
+async fn refused_by_kernel(addr: SocketAddr) {
+    let unspecified = match addr.ip() {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let connect = || -> io::Result<tokio::net::UdpSocket> {
+        let socket = UdpSocket::bind((unspecified, 0))?;
+        socket.set_nonblocking(true)?;
+        socket.connect(addr)?;
+        tokio::net::UdpSocket::from_std(socket)
+    };
+    if let Ok(socket) = connect() {
+        // No QUIC packet is this short: an endpoint ignores it.
+        let refused = match socket.send(&[0]).await {
+            Ok(_) => socket.recv(&mut [0; 1]).await.err(),
+            Err(error) => Some(error),
+        };
+        if refused.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            return;
+        }
+    }
+    pending().await
 }
 
-/// Above 6550 quinn asks the kernel for bursts longer than it takes, and every one is lost.
-const MTU_MAX: u16 = 6500;
-/// Small on purpose: what is in flight on a stream delays everything behind it, heartbeats included.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-const PEER_WINDOW_BYTES: u32 = 4 << 20;
-const CLIENT_WINDOW_BYTES: u32 = 2 << 20;
-const PEER_IDLE_MS: u32 = 3000;
-const CLIENT_IDLE_MS: u32 = 15_000;
-const SOCKET_BYTES: usize = 4 << 20;
-const INCOMING_MAX: usize = 256;
-const INCOMING_BYTES: u64 = 64 << 10;
-const INCOMING_BYTES_TOTAL: u64 = 4 << 20;
-const DIAL_PATIENCE: Duration = Duration::from_secs(1);
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
-/// The application's code for "your identity is not welcome here".
-const REFUSED: u32 = 0x11;
+fn disconnected(addr: SocketAddr, error: &ConnectionError) -> Error {
+    let disconnect: Disconnect = explain(error);
+    Error::Disconnected { addr, disconnect }
+}

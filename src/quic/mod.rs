@@ -1,71 +1,145 @@
-//! What both ends of a connection share: endpoints, TLS and identity, frames over streams.
+//! What both ends of a connection share: endpoints, TLS, identities, framing, and coalescing writers.
 //!
-//! **What it is for.** One QUIC endpoint per port, mutual TLS 1.3 on every connection, and long-lived
-//! streams of frames: a stream per request costs six to eighteen times the CPU.
+//! *What for.* A node has two UDP ports, one [`PortKind`] each. This module opens them, dials them, and says who is at
+//! the other end and why a connection failed, in words for an operator.
 //!
-//! **What always holds.** Nobody is connected whose certificate was not checked against the cluster's
-//! CA, for its identity and its key usages. Every queue has a bound. No 0-RTT, no resumption.
+//! *In and out.* [`server_endpoint`], [`accept`] and [`identity_of`] on one side, [`client_endpoint`], [`dial`] and
+//! [`dial_any`] on the other; on each stream a [`FrameReader`] (bytes to batches of frames) or a [`FrameWriter`] (frames
+//! from any number of callers to as few writes as possible).
 //!
-//! **What is left out.** What the frames mean ([`crate::proto`]) and who needs them.
+//! *What always holds.* TLS 1.3, both ends with a certificate of the same cluster, checked in the handshake against the
+//! port: nodes only between nodes. No resumption and no early data, so every connection is judged anew. Every buffer has
+//! a limit. Nothing received can panic.
+//!
+//! *What is left out.* What frames mean, who leads, reconnecting. Revocation lists. A dialler is told "connected" when
+//! *it* is satisfied: in TLS 1.3 the other side judges our certificate later, so a connection is good only when the
+//! first answer on it has come; a refusal shows as the error of that read, see [`explain`].
+//!
+//! *Where to read more.* `facts/quic.md` sections 2, 4 and 5, `facts/reliability.md` section 5.
 
 mod endpoint;
-mod stream;
+mod explain;
+mod reader;
+#[cfg(test)]
+#[cfg(feature = "server")]
+mod tests;
 mod tls;
+mod transport;
+mod writer;
 
-pub use endpoint::{PortKind, accept, client_endpoint, dial, explain, server_endpoint};
-pub use stream::{FrameReader, FrameWriter};
-
+use std::io;
 use std::net::SocketAddr;
 
-/// Why a connection or stream does not work.
+pub use endpoint::{
+    CONNECTIONS_MAX_DEFAULT, accept, admit, certificate_of, client_endpoint, dial, dial_any,
+    identity_of, reload, server_endpoint,
+};
+pub use explain::{Disconnect, explain};
+pub use reader::FrameReader;
+pub use tls::Rejection;
+pub use writer::{FrameWriter, PushError, WriterDriver};
+
+use crate::pki::Problem;
+use crate::proto::{CLIENT_ALPN, Malformed, PEER_ALPN};
+
+/// The two ports of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// Between nodes; nobody else.
+    Peer,
+    /// For clients; nodes may use it too.
+    Client,
+}
+
+impl PortKind {
+    /// The protocol name in the handshake.
+    pub fn alpn(self) -> &'static [u8] {
+        match self {
+            PortKind::Peer => PEER_ALPN,
+            PortKind::Client => CLIENT_ALPN,
+        }
+    }
+}
+
+/// What went wrong on the way to another process. Each message is one line for an operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address cannot be used.
-    #[error("cannot listen at {address}: {source}")]
+    /// Somebody has the port.
+    #[error("UDP address {addr} is in use: stop the other process or choose another address")]
+    AddressInUse {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// The operating system gives no socket.
+    #[error("cannot open UDP address {addr}: {source}")]
     Bind {
         /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
+        addr: SocketAddr,
+        /// Why not.
+        source: io::Error,
     },
-    /// A name that leads nowhere.
-    #[error("cannot find {address}: {source}")]
-    Resolve {
-        /// The name.
-        address: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Nobody answers.
-    #[error("nothing is listening at {0}")]
-    NotListening(SocketAddr),
-    /// No answer in time.
-    #[error("no answer in time")]
-    TimedOut,
-    /// One end does not accept the other.
-    #[error("{address}: {reason}")]
-    Refused {
-        /// The other end.
-        address: SocketAddr,
-        /// Why.
+    /// TLS cannot be set up with these credentials.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+    /// No address to dial.
+    #[error("cannot dial {addr}: {reason}")]
+    Dial {
+        /// The address.
+        addr: SocketAddr,
+        /// Why not.
         reason: String,
     },
-    /// The connection ended.
+    /// The machine answers that no process has this port.
+    #[error("nothing listens at {addr}: is the node running, and is this its address?")]
+    NothingListening {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// No answer.
+    #[error(
+        "no answer from {addr} in time: the machine is down, or a firewall stops UDP on the way"
+    )]
+    TimedOut {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// We do not accept the certificate of the other side.
+    #[error("not connected to {addr}: {rejection}")]
+    Rejected {
+        /// The address.
+        addr: SocketAddr,
+        /// What is wrong with its certificate.
+        rejection: Rejection,
+    },
+    /// The connection did not come about for another reason, or ended.
+    #[error("connection with {addr}: {disconnect}")]
+    Disconnected {
+        /// The other side.
+        addr: SocketAddr,
+        /// Why.
+        disconnect: Disconnect,
+    },
+    /// The connection ended under a stream.
     #[error("the connection ended: {0}")]
-    Lost(#[from] quinn::ConnectionError),
-    /// The stream broke while it was read.
-    #[error("the stream broke: {0}")]
-    Read(#[from] quinn::ReadError),
-    /// Bytes that make no sense.
+    Lost(Disconnect),
+    /// The other side gave up this stream.
+    #[error("the other side gave up the stream with code {code}")]
+    StreamEnded {
+        /// Its reason, as agreed between the two programs.
+        code: u64,
+    },
+    /// The stream ended in the middle of a frame.
+    #[error("the stream ended in the middle of a frame")]
+    Truncated,
+    /// Something that is no frame; the connection is of no further use.
     #[error(transparent)]
-    Malformed(#[from] crate::proto::Malformed),
-    /// Too much waits to be written.
-    #[error("too much waits to be written")]
-    Full,
-    /// The stream has ended.
-    #[error("the stream has ended")]
-    Closed,
-    /// The TLS library refuses its configuration.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
+    Malformed(#[from] Malformed),
+    /// The connection has no certificate that says who it is.
+    #[error("the certificate of {addr} {problem}")]
+    Identity {
+        /// The other side.
+        addr: SocketAddr,
+        /// What is wrong.
+        problem: Problem,
+    },
 }

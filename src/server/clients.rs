@@ -1,7 +1,6 @@
 //! Client connections: frames in, rights and limits checked, one hand-over to the node per read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -16,32 +15,27 @@ use crate::proto::command::key_is_valid;
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::{FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
-use crate::quic::{self, FrameReader, FrameWriter, PortKind};
+use crate::quic::{self, FrameReader, FrameWriter};
 
 /// What every connection needs.
 pub(super) struct Clients {
     pub(super) shared: Arc<Shared>,
-    pub(super) cluster: String,
     pub(super) value_bytes_max: usize,
-    pub(super) connections: AtomicUsize,
 }
 
 impl Clients {
     /// Accepts clients for as long as the endpoint lives.
     pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
-            if self.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
-                incoming.refuse();
+            let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else {
                 continue;
-            }
-            self.connections.fetch_add(1, Ordering::Relaxed);
+            };
             let clients = Arc::clone(&self);
             tokio::spawn(async move {
-                match quic::accept(incoming, PortKind::Client, &clients.cluster).await {
+                match quic::accept(incoming).await {
                     Ok((connection, identity)) => clients.serve(connection, identity.who).await,
                     Err(error) => report_refused("client", &error),
                 }
-                clients.connections.fetch_sub(1, Ordering::Relaxed);
             });
         }
     }
@@ -66,8 +60,9 @@ impl Clients {
         recv: RecvStream,
         who: &Who,
     ) -> Result<(), quic::Error> {
-        let writer = FrameWriter::new(REPLY_BYTES_MAX + self.value_bytes_max);
-        tokio::spawn(writer.clone().drive(send));
+        let (writer, driver) = FrameWriter::new(REPLY_BYTES_MAX + self.value_bytes_max);
+        // Its error is the stream's end, which the reader sees as well.
+        tokio::spawn(driver.drive(send));
         let stream = self.shared.open_stream(writer.clone());
         let frame_bytes_max = self.value_bytes_max + FRAME_OVERHEAD_BYTES_MAX;
         let mut reader = FrameReader::new(recv, frame_bytes_max);
@@ -163,7 +158,7 @@ impl Clients {
 
 /// Tells people of somebody whose certificate is not welcome; who only went away is no news.
 pub(super) fn report_refused(port: &str, error: &quic::Error) {
-    if matches!(error, quic::Error::Refused { .. }) {
+    if matches!(error, quic::Error::Rejected { .. } | quic::Error::Identity { .. }) {
         tracing::warn!("refused a connection to the {port} port: {error}");
     } else {
         tracing::debug!("a connection to the {port} port did not come about: {error}");

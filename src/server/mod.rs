@@ -22,7 +22,6 @@ mod snapshots;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use settings::{LogIo, Member, Settings};
@@ -91,7 +90,6 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let options = open_options(&settings, &credentials)?;
     let (own, cluster_id) = (options.raft.id, options.identity.cluster);
     let store_options = options.store;
-    let cluster = credentials.identity().cluster.clone();
     // Ports first: one that is taken should not cost a recovery.
     let secret = credentials.derive_secret(b"quicraft stateless reset");
     let bind = |kind, address| quic::server_endpoint(kind, address, &credentials, Some(secret));
@@ -110,8 +108,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let threads =
         Threads::start(writer, &settings.data, cluster_id, bell).map_err(Error::Threads)?;
     let links = Links::start(&peer_endpoint, &credentials, &settings.members, own, &shared);
-    let receiver =
-        snapshots::Receiver::new(&settings.data, cluster.clone(), cluster_id, store_options);
+    let receiver = snapshots::Receiver::new(&settings.data, cluster_id, store_options);
     tokio::spawn(peers::accept(
         peer_endpoint.clone(),
         Arc::new(settings.members.clone()),
@@ -120,9 +117,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     ));
     let clients = Arc::new(Clients {
         shared: Arc::clone(&shared),
-        cluster,
         value_bytes_max: settings.value_bytes_max,
-        connections: AtomicUsize::new(0),
     });
     tokio::spawn(clients.accept(client_endpoint.clone()));
     tracing::info!(

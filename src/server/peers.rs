@@ -20,7 +20,7 @@ use crate::pki::{Credentials, Who};
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::peer::encode_message;
-use crate::quic::{self, FrameReader, FrameWriter, PortKind};
+use crate::quic::{self, FrameReader, FrameWriter, PortKind, PushError};
 use crate::raft::{Body, Message, NodeId};
 use crate::wal::Batch;
 
@@ -120,26 +120,35 @@ impl Link {
     }
 }
 
-/// Queues one message with its entries, which are shared and not copied when they are long.
-fn queue(stream: &FrameWriter, message: &Message, batches: &[Batch]) -> Result<(), quic::Error> {
-    let entries: usize = batches.iter().map(|batch| batch.bytes().len()).sum();
-    if entries < SHARE_BYTES_MIN {
-        return stream.push(|buffer| {
-            encode_frame(buffer, FrameKind::Raft, 0, |body| {
-                encode_message(message, body);
-                for batch in batches {
-                    body.extend_from_slice(&batch.bytes());
-                }
-            });
-        });
+/// Queues one message with its entries, which are shared and not copied when they are one long batch, as
+/// they are when a leader sends what it has just taken in.
+fn queue(stream: &FrameWriter, message: &Message, batches: &[Batch]) -> Result<(), PushError> {
+    if let [batch] = batches
+        && batch.byte_len() >= SHARE_BYTES_MIN
+    {
+        let mut head = vec![0; HEADER_BYTES];
+        encode_message(message, &mut head);
+        let body_bytes = head.len() - HEADER_BYTES + batch.byte_len();
+        head[..HEADER_BYTES].copy_from_slice(&encode_header(FrameKind::Raft, 0, body_bytes));
+        return stream.push_shared(&head, batch.bytes());
     }
-    let mut head = vec![0; HEADER_BYTES];
-    encode_message(message, &mut head);
-    let body_bytes = head.len() - HEADER_BYTES + entries;
-    head[..HEADER_BYTES].copy_from_slice(&encode_header(FrameKind::Raft, 0, body_bytes));
-    let mut chunks = vec![bytes::Bytes::from(head)];
-    chunks.extend(batches.iter().map(Batch::bytes));
-    stream.push_chunks(chunks)
+    stream.push(|buffer| {
+        encode_frame(buffer, FrameKind::Raft, 0, |body| {
+            encode_message(message, body);
+            for batch in batches {
+                body.extend_from_slice(&batch.bytes());
+            }
+        });
+    })
+}
+
+/// Why a peer is not reached.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot find {address}: {source}")]
+    Resolve { address: String, source: std::io::Error },
+    #[error(transparent)]
+    Transport(#[from] quic::Error),
 }
 
 /// Keeps one link up.
@@ -186,9 +195,9 @@ impl Dialler {
         *self.up.lock().unwrap_or_else(PoisonError::into_inner) = up;
     }
 
-    async fn connect(&self) -> Result<Up, quic::Error> {
+    async fn connect(&self) -> Result<Up, Error> {
         let address = resolve(&self.member.peer_address).await?;
-        let (node, kind) = (Some(self.member.name.as_str()), PortKind::Peer);
+        let (node, kind) = (&self.member.name, PortKind::Peer);
         let connection = quic::dial(&self.endpoint, address, node, &self.credentials, kind).await?;
         let control = open(&connection, CONTROL_PRIORITY, CONTROL_BYTES_MAX).await?;
         let append = open(&connection, APPEND_PRIORITY, APPEND_BYTES_MAX).await?;
@@ -201,23 +210,22 @@ async fn open(
     priority: i32,
     bytes_max: usize,
 ) -> Result<FrameWriter, quic::Error> {
+    let addr = connection.remote_address();
     let opened = timeout(OPEN_PATIENCE, connection.open_uni()).await;
-    let stream = opened.map_err(|_| quic::Error::TimedOut)??;
+    let lost = |error| quic::Error::Lost(quic::explain(&error));
+    let stream = opened.map_err(|_| quic::Error::TimedOut { addr })?.map_err(lost)?;
     // Fails only for a stream that was closed, which the first write reports.
     let _ = stream.set_priority(priority);
-    let writer = FrameWriter::new(bytes_max);
-    tokio::spawn(writer.clone().drive(stream));
+    let (writer, driver) = FrameWriter::new(bytes_max);
+    // Its error is the connection's end, which the dialler sees as well.
+    tokio::spawn(driver.drive(stream));
     Ok(writer)
 }
 
-async fn resolve(address: &str) -> Result<SocketAddr, quic::Error> {
-    let mut found = tokio::net::lookup_host(address)
-        .await
-        .map_err(|source| quic::Error::Resolve { address: address.to_owned(), source })?;
-    found.next().ok_or_else(|| quic::Error::Resolve {
-        address: address.to_owned(),
-        source: std::io::ErrorKind::NotFound.into(),
-    })
+async fn resolve(address: &str) -> Result<SocketAddr, Error> {
+    let failed = |source| Error::Resolve { address: address.to_owned(), source };
+    let mut found = tokio::net::lookup_host(address).await.map_err(failed)?;
+    found.next().ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
 }
 
 /// Half to all of a wait, so that nodes which lost each other at once do not dial in step.
@@ -239,7 +247,7 @@ pub(super) async fn accept(
         let (members, receiver) = (Arc::clone(&members), Arc::clone(&receiver));
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let identified = quic::accept(incoming, PortKind::Peer, receiver.cluster()).await;
+            let identified = quic::accept(incoming).await;
             let (connection, identity) = match identified {
                 Ok(accepted) => accepted,
                 Err(error) => {

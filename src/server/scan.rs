@@ -11,7 +11,7 @@ use crate::proto;
 use crate::proto::client::{Reply, Row, Scan, ScanMode};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::{SCAN_PAGE_BYTES, SCAN_PAGE_ROWS_MAX};
-use crate::quic::FrameWriter;
+use crate::quic::{FrameWriter, PushError};
 use crate::store::Range;
 
 /// What a scan returns, and to whom.
@@ -54,7 +54,7 @@ pub(super) async fn run(plan: Plan, ready: oneshot::Receiver<ScanReady>, writer:
         // A page a turn of the runtime: heartbeats pass between them.
         tokio::task::yield_now().await;
         while writer.queued_bytes() > QUEUED_BYTES_MAX {
-            if writer.is_closed() {
+            if writer.push(|_| ()) == Err(PushError::Closed) {
                 return;
             }
             tokio::time::sleep(QUEUE_PATIENCE).await;

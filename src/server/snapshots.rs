@@ -70,7 +70,8 @@ async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<In
     let (index, path) = listed.into_iter().next().ok_or(Error::None)?;
     let mut file = std::fs::File::open(path)?;
     let bytes = file.metadata()?.len();
-    let (mut stream, answer) = connection.open_bi().await.map_err(quic::Error::from)?;
+    let lost = |error| quic::Error::Lost(quic::explain(&error));
+    let (mut stream, answer) = connection.open_bi().await.map_err(lost)?;
     // Fails only for a closed stream, which the first write reports.
     let _ = stream.set_priority(SNAPSHOT_PRIORITY);
     let mut buffer = Vec::new();
@@ -107,26 +108,15 @@ async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<In
 /// Takes in snapshots, one at a time.
 pub(super) struct Receiver {
     dir: PathBuf,
-    cluster: String,
     cluster_id: [u8; 16],
     store: store::Options,
     busy: tokio::sync::Mutex<()>,
 }
 
 impl Receiver {
-    pub(super) fn new(
-        data: &Path,
-        cluster: String,
-        cluster_id: [u8; 16],
-        store: store::Options,
-    ) -> Receiver {
+    pub(super) fn new(data: &Path, cluster_id: [u8; 16], store: store::Options) -> Receiver {
         let dir = data.join("snapshots");
-        Receiver { dir, cluster, cluster_id, store, busy: tokio::sync::Mutex::new(()) }
-    }
-
-    /// The cluster's name.
-    pub(super) fn cluster(&self) -> &str {
-        &self.cluster
+        Receiver { dir, cluster_id, store, busy: tokio::sync::Mutex::new(()) }
     }
 
     /// Takes in one snapshot and answers whether it is here, whole and good.

@@ -1,0 +1,284 @@
+//! Where the nodes are, who leads, and one connection to each node that is needed.
+//!
+//! In: hints from replies (`Hello`, `NotLeader`). Out: a [`Link`] to the leader, to one node or to any. Always: at most one dial
+//! per address at a time, which all who need it share; an address that just failed is not tried again for
+//! [`DOWN_FOR`], so that a thousand waiting requests make no thousand dials. Left out: what to do while there is no leader
+//! (`retry`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::connection::Link;
+use super::transport::{DialError, Transport};
+use super::watchdog;
+use crate::proto::client::{HelloReply, MemberInfo};
+
+/// How long an address that failed is left alone.
+const DOWN_FOR: Duration = Duration::from_millis(50);
+
+/// Which node a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum To {
+    /// The leader, or any that may know it.
+    Leader,
+    /// Any node.
+    Any,
+    /// This node and no other.
+    Node(u64),
+}
+
+/// The client's picture of the cluster.
+#[derive(Debug)]
+pub(super) struct Routes {
+    transport: Transport,
+    /// Who leads, as far as known; those who wait for a leader watch it.
+    pub(super) leader: watch::Sender<Option<u64>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    endpoints: Vec<String>,
+    members: BTreeMap<u64, MemberInfo>,
+    slots: HashMap<String, Slot>,
+    value_bytes_max: Option<u64>,
+    next: usize,
+    closed: bool,
+}
+
+type Dialled = Option<Result<Arc<Link>, DialError>>;
+
+#[derive(Debug)]
+enum Slot {
+    Dialling(watch::Receiver<Dialled>),
+    Up(Arc<Link>),
+    Down { until: Instant, error: DialError },
+}
+
+impl Routes {
+    /// Knows only addresses so far.
+    pub(super) fn new(transport: Transport, endpoints: Vec<String>) -> Arc<Routes> {
+        let state = State {
+            endpoints,
+            members: BTreeMap::new(),
+            slots: HashMap::new(),
+            value_bytes_max: None,
+            next: 0,
+            closed: false,
+        };
+        let leader = watch::Sender::new(None);
+        Arc::new(Routes { transport, leader, state: Mutex::new(state) })
+    }
+
+    /// A connection that leads where the request must go.
+    pub(super) async fn link(self: &Arc<Self>, to: To) -> Result<Arc<Link>, DialError> {
+        let leader = match to {
+            To::Leader => *self.leader.borrow(),
+            To::Any | To::Node(_) => None,
+        };
+        let (address, name) = self.address(to, leader)?;
+        let result = self.link_to(address, name).await;
+        if let (Err(_), Some(leader)) = (&result, leader) {
+            self.leader_is_lost(leader);
+        }
+        result
+    }
+
+    /// A connection to this member.
+    pub(super) async fn link_to_member(
+        self: &Arc<Self>,
+        member: &MemberInfo,
+    ) -> Result<Arc<Link>, DialError> {
+        self.link_to(member.client_address.clone(), Some(member.name.clone())).await
+    }
+
+    /// A connection to this address, shared, made if there is none.
+    pub(super) async fn link_to(
+        self: &Arc<Self>,
+        address: String,
+        name: Option<String>,
+    ) -> Result<Arc<Link>, DialError> {
+        let mut dialled = {
+            let mut state = self.state();
+            if state.closed {
+                return Err(DialError::unreachable(address, "the client was closed"));
+            }
+            match state.slots.get(&address) {
+                Some(Slot::Up(link)) if link.is_open() => return Ok(Arc::clone(link)),
+                Some(Slot::Dialling(dialled)) => dialled.clone(),
+                Some(Slot::Down { until, error }) if Instant::now() < *until => {
+                    return Err(error.clone());
+                }
+                Some(Slot::Up(_) | Slot::Down { .. }) | None => {
+                    let (sender, dialled) = watch::channel(None);
+                    state.slots.insert(address.clone(), Slot::Dialling(dialled.clone()));
+                    tokio::spawn(Arc::clone(self).dial(address.clone(), name, sender));
+                    dialled
+                }
+            }
+        };
+        let result = match dialled.wait_for(Option::is_some).await {
+            Ok(result) => result.clone(),
+            Err(_) => None,
+        };
+        result.unwrap_or_else(|| Err(DialError::unreachable(address, "dialling was given up")))
+    }
+
+    /// Dials in a task of its own, so that a caller who gives up does not undo it for the others.
+    async fn dial(
+        self: Arc<Self>,
+        address: String,
+        name: Option<String>,
+        done: watch::Sender<Dialled>,
+    ) {
+        let result = self.transport.dial(&address, name.as_deref()).await;
+        let mut state = self.state();
+        if state.closed {
+            return;
+        }
+        let result = match result {
+            Ok(ready) => {
+                let link = ready.start();
+                tokio::spawn(watchdog::watch(Arc::downgrade(&self), Arc::clone(&link)));
+                learn(&mut state, &link.hello);
+                state.slots.insert(address, Slot::Up(Arc::clone(&link)));
+                Ok(link)
+            }
+            Err(error) => {
+                let until = Instant::now() + DOWN_FOR;
+                state.slots.insert(address, Slot::Down { until, error: error.clone() });
+                Err(error)
+            }
+        };
+        drop(state);
+        if let Ok(link) = &result
+            && let Some(leader) = link.hello.leader
+            && self.leader.borrow().is_none()
+        {
+            self.leader_is(leader);
+        }
+        done.send_replace(Some(result));
+    }
+
+    /// Takes over who leads. False if that node is known to be down, or no member: no news then.
+    pub(super) fn leader_is(&self, leader: u64) -> bool {
+        {
+            let state = self.state();
+            let Some(member) = state.members.get(&leader) else { return false };
+            if let Some(Slot::Down { until, .. }) = state.slots.get(&member.client_address)
+                && Instant::now() < *until
+            {
+                return false;
+            }
+        }
+        self.leader.send_if_modified(|known| known.replace(leader) != Some(leader));
+        true
+    }
+
+    /// Forgets the leader if it is still this one.
+    pub(super) fn leader_is_lost(&self, leader: u64) {
+        self.leader.send_if_modified(|known| {
+            let lost = *known == Some(leader);
+            if lost {
+                *known = None;
+            }
+            lost
+        });
+    }
+
+    /// All members, as the nodes say.
+    pub(super) fn members(&self) -> Vec<MemberInfo> {
+        self.state().members.values().cloned().collect()
+    }
+
+    /// The addresses that the user gave.
+    pub(super) fn endpoints(&self) -> Vec<String> {
+        self.state().endpoints.clone()
+    }
+
+    /// Longest value that the cluster takes.
+    pub(super) fn value_bytes_max(&self) -> Option<u64> {
+        self.state().value_bytes_max
+    }
+
+    /// Whether no request can be sent any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Ends all connections and makes no more.
+    pub(super) async fn close(&self) {
+        self.close_links();
+        self.transport.drain().await;
+    }
+
+    fn close_links(&self) {
+        let slots = {
+            let mut state = self.state();
+            state.closed = true;
+            std::mem::take(&mut state.slots)
+        };
+        for slot in slots.into_values() {
+            if let Slot::Up(link) = slot {
+                link.close("the client was closed");
+            }
+        }
+    }
+
+    fn address(&self, to: To, leader: Option<u64>) -> Result<(String, Option<String>), DialError> {
+        let mut state = self.state();
+        let node = match to {
+            To::Node(node) => Some(node),
+            To::Leader | To::Any => leader,
+        };
+        if let Some(member) = node.and_then(|node| state.members.get(&node)) {
+            return Ok((member.client_address.clone(), Some(member.name.clone())));
+        }
+        if let To::Node(node) = to {
+            return Err(DialError::unreachable(format!("node {node}"), "no member of the cluster"));
+        }
+        // Members by turns; before the first Hello, the endpoints.
+        let choices = match state.members.len() {
+            0 => state.endpoints.len(),
+            members => members,
+        };
+        if choices == 0 {
+            return Err(DialError::unreachable(String::new(), "no endpoint is known"));
+        }
+        let turn = state.next % choices;
+        // Whoever wants any node stays with one that serves; `retry` moves on after a failure.
+        if to == To::Leader {
+            state.next = state.next.wrapping_add(1);
+        }
+        Ok(match state.members.values().nth(turn) {
+            Some(member) => (member.client_address.clone(), Some(member.name.clone())),
+            None => (state.endpoints[turn].clone(), None),
+        })
+    }
+
+    /// The next request without a better hint goes to another node.
+    pub(super) fn turn(&self) {
+        let mut state = self.state();
+        state.next = state.next.wrapping_add(1);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        self.close_links();
+    }
+}
+
+fn learn(state: &mut State, hello: &HelloReply) {
+    if !hello.members.is_empty() {
+        state.members = hello.members.iter().map(|member| (member.id, member.clone())).collect();
+    }
+    state.value_bytes_max = Some(hello.value_bytes_max);
+}
