@@ -1,5 +1,7 @@
 //! The leader is killed again and again while clients write.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 
 use std::time::Duration;

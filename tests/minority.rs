@@ -1,5 +1,7 @@
 //! A leader without a majority serves no read and acknowledges no write.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 
 use std::time::Duration;

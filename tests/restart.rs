@@ -1,5 +1,7 @@
 //! All nodes are killed at once while clients write, and started again.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 
 use std::time::Duration;

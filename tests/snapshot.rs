@@ -1,5 +1,7 @@
 //! A follower that missed a log that is gone.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 
 use harness::{Cluster, until};

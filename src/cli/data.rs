@@ -1,7 +1,8 @@
 //! The commands that read and write keys, the same on the command line and in the shell.
 //!
-//! In: parsed arguments and a client. Out: results on standard output. `put`, `append` and `del` print the revision; `get`
-//! prints the value and nothing else. Left out: how results look (`output`), how scans are written (`scan`).
+//! In: parsed arguments and a client. Out: results on standard output. `put`, `append` and `del` print the
+//! revision; `get` prints the value and nothing else. Left out: how results look (`output`), how scans are
+//! written (`scan`).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -1,4 +1,5 @@
-//! How a command ends when it does not succeed: one line on standard error and an exit code that scripts can rely on.
+//! How a command ends when it does not succeed: one line on standard error and an exit code that scripts can
+//! rely on.
 //!
 //! | code | meaning |
 //! |---|---|
@@ -59,7 +60,7 @@ impl Failure {
     /// Says what is wrong on standard error and gives the exit code.
     pub(super) fn report(&self) -> ExitCode {
         if !self.is_silent() {
-            eprintln!("quicraft: {self}");
+            eprintln!("error: {self}");
         }
         ExitCode::from(self.code())
     }
@@ -83,11 +84,9 @@ impl From<ValueError> for Failure {
 fn client_code(error: &Error) -> u8 {
     match error {
         Error::Unknown | Error::Timeout { may_have_happened: true, .. } => 5,
-        Error::KeyInvalid { .. }
-        | Error::TooLarge { .. }
-        | Error::Credentials(_)
-        | Error::NoSuchNode { .. } => 2,
+        Error::KeyInvalid { .. } | Error::Credentials(_) | Error::NoSuchNode { .. } => 2,
         Error::Rejected { .. }
+        | Error::TooLarge { .. }
         | Error::NoSpace
         | Error::Denied { .. }
         | Error::Invalid { .. }
@@ -132,7 +131,7 @@ mod tests {
             (Error::Unreachable { tried: vec![] }, 3),
             (Error::NoSpace, 4),
             (Error::Denied { role: "readonly".into() }, 4),
-            (Error::TooLarge { limit: 1 }, 2),
+            (Error::TooLarge { limit: 1 }, 4),
             (Error::KeyInvalid { bytes: 0 }, 2),
             (Error::Credentials(String::new()), 2),
         ] {

@@ -1,7 +1,7 @@
 //! What every command that talks to a cluster takes, and how it becomes a connection.
 //!
-//! In: flags, else `QUICRAFT_*` variables, else `<certs>/client.toml` (written by `quicraft cluster`), else one node on this
-//! machine. Out: a [`Client`].
+//! In: flags, else `QUICRAFT_*` variables, else `<certs>/client.toml` (written by `quicraft cluster`), else
+//! one node on this machine. Out: a [`Client`].
 
 use std::fs;
 use std::io;

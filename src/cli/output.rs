@@ -1,9 +1,10 @@
 //! How keys and values become text: JSON, table cells and lines.
 //!
-//! In: bytes. Out: text. Always: standard output carries data only, and a line of `scan` is one row whatever is in it:
-//! backslash, tab, line feed and carriage return are written `\\`, `\t`, `\n`, `\r`. For a terminal, other control
-//! bytes and bytes that are no UTF-8 are written `\xNN` too, so that data cannot command the terminal; into a pipe they
-//! go as they are. JSON: UTF-8 as a string, other bytes as `{"b64": "…"}`. `get` writes the bytes of the value alone.
+//! In: bytes. Out: text. Always: standard output carries data only, and a line of `scan` is one row whatever
+//! is in it: backslash, tab, line feed and carriage return are written `\\`, `\t`, `\n`, `\r`. For a
+//! terminal, other control bytes and bytes that are no UTF-8 are written `\xNN` too, so that data cannot
+//! command the terminal; into a pipe they go as they are. JSON: UTF-8 as a string, other bytes as `{"b64":
+//! "…"}`. `get` writes the bytes of the value alone.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};

@@ -1,8 +1,9 @@
 //! `quicraft scan`: a range of keys, one row per line.
 //!
-//! In: a range. Out: `key TAB value` lines (keys alone with `--keys-only`, a number with `--count`), escaped so that each row
-//! is one line whatever is in it (`output`); or one JSON object per line. Rows are written as they arrive: a scan of any
-//! size needs no more memory than a page.
+//! In: a range. Out: `key TAB value` lines (keys alone with `--keys-only`, a number with `--count`), escaped
+//! so that each row is one line whatever is in it (`output`; a terminal sees the beginning of long values
+//! only); or one JSON object per line. Rows are written as they arrive: a scan of any size needs no more
+//! memory than a page.
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -95,6 +96,9 @@ pub(super) async fn run(args: ScanArgs, client: &Client, output: &Output) -> Res
     Ok(())
 }
 
+/// What of a long value a person is shown; pipes and JSON get all of it.
+const SHOWN_BYTES_MAX: usize = 200;
+
 fn write_row(line: &mut Vec<u8>, row: &Row, mode: ScanMode, output: &Output) {
     match output.format {
         Format::Json => {
@@ -108,7 +112,14 @@ fn write_row(line: &mut Vec<u8>, row: &Row, mode: ScanMode, output: &Output) {
             push_field(line, &row.key, output.terminal);
             if mode == ScanMode::Rows {
                 line.push(b'\t');
-                push_field(line, &row.value, output.terminal);
+                let shown = match output.terminal {
+                    true => row.value.len().min(SHOWN_BYTES_MAX),
+                    false => row.value.len(),
+                };
+                push_field(line, &row.value[..shown], output.terminal);
+                if shown < row.value.len() {
+                    line.extend_from_slice(format!("… ({} bytes)", row.value.len()).as_bytes());
+                }
             }
         }
     }
@@ -135,6 +146,28 @@ mod tests {
         assert_eq!(written(ScanMode::Keys, Format::Text), b"a\\n\n");
         let json = String::from_utf8(written(ScanMode::Rows, Format::Json)).unwrap();
         assert_eq!(json, "{\"key\":\"a\\n\",\"revision\":7,\"value\":{\"b64\":\"/wk=\"}}\n");
+    }
+
+    #[test]
+    fn only_a_terminal_is_spared_long_values() {
+        let row = Row { value: vec![b'v'; 300].into(), ..row() };
+        let mut line = Vec::new();
+        write_row(
+            &mut line,
+            &row,
+            ScanMode::Rows,
+            &Output { format: Format::Text, terminal: true },
+        );
+        let text = String::from_utf8(line).unwrap();
+        assert!(text.ends_with("vv… (300 bytes)\n") && text.len() < 230, "{text}");
+        let mut line = Vec::new();
+        write_row(
+            &mut line,
+            &row,
+            ScanMode::Rows,
+            &Output { format: Format::Text, terminal: false },
+        );
+        assert_eq!(line.len(), 3 + 1 + 300 + 1);
     }
 
     #[test]

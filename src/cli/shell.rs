@@ -1,9 +1,10 @@
 //! `quicraft shell`: the data commands, interactively.
 //!
-//! In: lines with the same grammar as the command line (quotes and escapes: `words`), from a terminal with history and completion of
-//! commands, or from a pipe. Out: results on standard output, messages and the time that each command took on standard
-//! error (times on a terminal only). One connection and one session serve all lines. The exit code is 0, whatever the lines did, unless the cluster
-//! cannot be reached at the start; from a pipe the first failure ends the shell with its code, as in a script.
+//! In: lines with the same grammar as the command line (quotes and escapes: `words`), from a terminal with
+//! history and completion of commands, or from a pipe. Out: results on standard output, messages and the time
+//! that each command took on standard error (times on a terminal only). One connection and one session serve
+//! all lines. The exit code is 0, whatever the lines did, unless the cluster cannot be reached at the start;
+//! from a pipe the first failure ends the shell with its code, as in a script.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal};

@@ -1,8 +1,8 @@
 //! `quicraft status`: one line per node, those that do not answer included.
 //!
-//! In: what each node says of itself. Out: a table, or one JSON value. `lag` is how many entries a node's store is behind the
-//! highest commit index that any node named. With `--watch` it is drawn again each second until Ctrl-C. The exit code
-//! is 0 if any node answered.
+//! In: what each node says of itself. Out: a table, or one JSON value. `lag` is how many entries a node's
+//! store is behind the highest commit index that any node named. With `--watch` it is drawn again each second
+//! until Ctrl-C. The exit code is 0 if any node answered.
 
 use std::io::{self, Write};
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Where a value on the command line comes from.
 //!
-//! `@FILE` is the content of a file, `-` is standard input to its end, `@@…` is text that begins with one `@`, anything
-//! else is the text itself. A source longer than any value may be is given up after one byte too many.
+//! `@FILE` is the content of a file, `-` is standard input to its end, `@@…` is text that begins with one
+//! `@`, anything else is the text itself. A source longer than any value may be is given up after one byte
+//! too many.
 
 use std::ffi::OsStr;
 use std::fs::File;

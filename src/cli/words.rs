@@ -1,8 +1,8 @@
 //! Splits a line of the shell into words, like a POSIX shell does, without its expansions.
 //!
-//! In: a line. Out: its words, or why it is not complete. `'…'` takes everything as it is; inside `"…"` and outside of
-//! quotes a backslash escapes: `\n`, `\t`, `\r`, `\0`, `\xNN` inside double quotes mean that byte, anything else
-//! means itself. Left out: variables, globs, pipes, comments.
+//! In: a line. Out: its words, or why it is not complete. `'…'` takes everything as it is; inside `"…"` and
+//! outside of quotes a backslash escapes: `\n`, `\t`, `\r`, `\0`, `\xNN` inside double quotes mean that byte,
+//! anything else means itself. Left out: variables, globs, pipes, comments.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

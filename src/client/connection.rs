@@ -1,11 +1,11 @@
 //! One connection to one node: requests out, replies in, each reply to whoever asked.
 //!
-//! In: a request from any task. Out: its reply frame, or [`Lost`] when the connection ended first. All small requests of
-//! a process share one stream: a batch of them is one write, and replies are matched by request id in any order
-//! (`proto::client`). Requests that are large and scans have a stream each. Always: a waiting request is answered, or
-//! given up when the connection is, or forgotten when its caller is gone; at most [`IN_FLIGHT_MAX`] wait, further
-//! callers are held back. Left out: where to connect to (`routes`), what to do about a loss (`retry`), telling a slow
-//! node from a dead one (`watchdog`).
+//! In: a request from any task. Out: its reply frame, or [`Lost`] when the connection ended first. All small
+//! requests of a process share one stream: a batch of them is one write, and replies are matched by request
+//! id in any order (`proto::client`). Requests that are large and scans have a stream each. Always: a waiting
+//! request is answered, or given up when the connection is, or forgotten when its caller is gone; at most
+//! [`IN_FLIGHT_MAX`] wait, further callers are held back. Left out: where to connect to (`routes`), what to
+//! do about a loss (`retry`), telling a slow node from a dead one (`watchdog`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -3,8 +3,8 @@
 use crate::proto::client::Refusal;
 use crate::proto::limits::KEY_BYTES_MAX;
 
-/// Why an operation did not give its result. All but [`Error::Unknown`] and a [`Error::Timeout`] that says so mean that
-/// nothing was written.
+/// Why an operation did not give its result. All but [`Error::Unknown`] and a [`Error::Timeout`] that says so
+/// mean that nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No node answered; each address with its cause. Nothing was written.

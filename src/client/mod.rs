@@ -1,9 +1,10 @@
 //! The client library: a cluster as one ordered key-value store.
 //!
-//! In: keys, values and a directory with certificates. Out: results, or an [`Error`] that says what the caller can do and,
-//! for a write, whether it may have happened. Always: each write is applied at most once however often it had to be
-//! sent, and exactly once when it returns `Ok`; default reads see every write acknowledged before they began; every operation ends by
-//! its deadline; every queue is bounded. Left out: transactions and watches (later), and everything that a server needs.
+//! In: keys, values and a directory with certificates. Out: results, or an [`Error`] that says what the
+//! caller can do and, for a write, whether it may have happened. Always: each write is applied at most once
+//! however often it had to be sent, and exactly once when it returns `Ok`; default reads see every write
+//! acknowledged before they began; every operation ends by its deadline; every queue is bounded. Left out:
+//! transactions and watches (later), and everything that a server needs.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), quicraft::client::Error> {
@@ -17,10 +18,10 @@
 //! # }
 //! ```
 //!
-//! How it works, from the outside in: `write` gives a write its session and number; `retry` sends a request to one node after
-//! another until it is answered; `routes` knows the nodes and who leads; `connection` carries any number of
-//! requests to one node; `watchdog` notices a dead node early; `transport` is the way down to QUIC. A client is cheap to
-//! clone; all clones share its connections and its session.
+//! How it works, from the outside in: `write` gives a write its session and number; `retry` sends a request
+//! to one node after another until it is answered; `routes` knows the nodes and who leads; `connection`
+//! carries any number of requests to one node; `watchdog` notices a dead node early; `transport` is the way
+//! down to QUIC. A client is cheap to clone; all clones share its connections and its session.
 
 mod connection;
 mod error;

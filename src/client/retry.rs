@@ -1,10 +1,11 @@
 //! Sends one request until it has its answer: which node to ask next, when to wait, and what is known meanwhile.
 //!
-//! In: an encoded request. Out: its answer, or an error that no further try can mend. Always: a request is sent again only with
-//! the same bytes of meaning (a write keeps its session and number, so the cluster applies it once), and
-//! [`Attempts`] knows at each moment whether a sending has an unknown fate. While nobody leads, one request at a time
-//! goes scouting and the others wait for what it finds: a thousand waiting tasks must not hammer an election. Left out: the
-//! deadline (`Client::within`), new sessions (`write`).
+//! In: an encoded request. Out: its answer, or an error that no further try can mend. Always: a request is
+//! sent again only with the same bytes of meaning (a write keeps its session and number, so the cluster
+//! applies it once), and [`Attempts`] knows at each moment whether a sending has an unknown fate. While
+//! nobody leads, one request at a time goes scouting and the others wait for what it finds: a thousand
+//! waiting tasks must not hammer an election. Left out: the deadline (`Client::within`), new sessions
+//! (`write`).
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};

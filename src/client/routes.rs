@@ -1,9 +1,9 @@
 //! Where the nodes are, who leads, and one connection to each node that is needed.
 //!
-//! In: hints from replies (`Hello`, `NotLeader`). Out: a [`Link`] to the leader, to one node or to any. Always: at most one dial
-//! per address at a time, which all who need it share; an address that just failed is not tried again for
-//! [`DOWN_FOR`], so that a thousand waiting requests make no thousand dials. Left out: what to do while there is no leader
-//! (`retry`).
+//! In: hints from replies (`Hello`, `NotLeader`). Out: a [`Link`] to the leader, to one node or to any.
+//! Always: at most one dial per address at a time, which all who need it share; an address that just failed
+//! is not tried again for [`DOWN_FOR`], so that a thousand waiting requests make no thousand dials. Left out:
+//! what to do while there is no leader (`retry`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,9 @@
 //! Reads a range of keys, page by page, at the caller's pace.
 //!
-//! In: a [`ScanRequest`]. Out: rows in key order, all of one revision, then the end. Always: rows not yet asked for wait in
-//! the stream's flow-control window, not in memory: one page at a time is held. A scan that has begun is not moved to
-//! another node, whose revision would be another one; it breaks off with [`Error::ScanBroken`].
+//! In: a [`ScanRequest`]. Out: rows in key order, all of one revision, then the end. Always: rows not yet
+//! asked for wait in the stream's flow-control window, not in memory: one page at a time is held. A scan that
+//! has begun is not moved to another node, whose revision would be another one; it breaks off with
+//! [`Error::ScanBroken`].
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! A session's numbers: which are in use, which are answered, and when the next one must wait.
 //!
-//! In: a call for a number by each write, and its return when the write is over. Out: numbers from 1, each once, and
-//! `answered_below` for every sending. Always: a number is handed out only while it is less than
-//! `SESSION_IN_FLIGHT_MAX` above the lowest unanswered one, because the cluster remembers an answer for each number
-//! from there on; the window, not the count, is what is bounded. Left out: opening and losing sessions (`retry`).
-//! Exactly-once by sessions: thesis 6.3.
+//! In: a call for a number by each write, and its return when the write is over. Out: numbers from 1, each
+//! once, and `answered_below` for every sending. Always: a number is handed out only while it is less than
+//! `SESSION_IN_FLIGHT_MAX` above the lowest unanswered one, because the cluster remembers an answer for each
+//! number from there on; the window, not the count, is what is bounded. Left out: opening and losing sessions
+//! (`retry`). Exactly-once by sessions: thesis 6.3.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,8 @@ impl Session {
         Session { id, window: Mutex::new(Window::default()), moved: Notify::new() }
     }
 
-    /// The next number, waiting for room in the window. The number counts as unanswered until the result is dropped.
+    /// The next number, waiting for room in the window. The number counts as unanswered until the result is
+    /// dropped.
     pub(super) async fn take(self: &Arc<Self>) -> Seq {
         loop {
             let moved = self.moved.notified();

@@ -1,8 +1,9 @@
 //! The way down to QUIC: dial a node, say hello, read frames.
 //!
-//! In: an address, perhaps the name that the node there must have. Out: a connection on which the node has answered our
-//! `Hello`, or a [`DialError`] in words for a human. Always: "connected" means that the node has answered, since in TLS 1.3 the other
-//! side judges our certificate only after the handshake is over for us. Left out: which node to dial (`routes`).
+//! In: an address, perhaps the name that the node there must have. Out: a connection on which the node has
+//! answered our `Hello`, or a [`DialError`] in words for a human. Always: "connected" means that the node has
+//! answered, since in TLS 1.3 the other side judges our certificate only after the handshake is over for us.
+//! Left out: which node to dial (`routes`).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,7 +29,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 const QUEUE_BYTES_MAX: usize = 4 << 20;
 /// How long a closed port may take to be reported as such.
 const REFUSED_TIMEOUT: Duration = Duration::from_millis(20);
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long the word of a closed connection may take to leave; the other ends need not have it for us to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// Why a node could not be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +165,7 @@ impl Transport {
         Ok(Ready { address: address.into(), hello, connection, writer, reader })
     }
 
-    /// Waits a moment until the other ends know that the connections are closed.
+    /// Waits a moment so that the word of the closed connections leaves.
     pub(super) async fn drain(&self) {
         let _ = timeout(DRAIN_TIMEOUT, self.endpoint.wait_idle()).await;
     }

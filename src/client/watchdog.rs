@@ -1,10 +1,11 @@
 //! Tells a dead or deposed node from a slow one, long before QUIC's idle timeout would.
 //!
-//! In: a connection on which somebody waits. Out: nothing, or the connection is closed, or the waiting requests are given
-//! up in favour of another leader, so that `retry` sends them elsewhere: a dead leader must not cost seconds. Always:
-//! nothing is given up that could not be sent again safely, and nothing is done while nobody waits. After
-//! [`CHECK_EVERY`] without progress three questions are asked at once: does anything listen there (a closed UDP port answers
-//! with ICMP on most networks)? does the node itself answer? do others know another leader?
+//! In: a connection on which somebody waits. Out: nothing, or the connection is closed, or the waiting
+//! requests are given up in favour of another leader, so that `retry` sends them elsewhere: a dead leader
+//! must not cost seconds. Always: nothing is given up that could not be sent again safely, and nothing is
+//! done while nobody waits. After [`CHECK_EVERY`] without progress three questions are asked at once: does
+//! anything listen there (a closed UDP port answers with ICMP on most networks)? does the node itself answer?
+//! do others know another leader?
 
 use std::pin::Pin;
 use std::sync::{Arc, Weak};

@@ -1,9 +1,9 @@
 //! Writes: a session, a number for each write, and what the outcome means.
 //!
-//! In: an operation on one key. Out: the revision that applied it. Always: one number is used for one operation; a write
-//! goes again under a new session only when it is certain that the old one did not apply it (it was refused as of an
-//! unknown session, and no other sending of it has an unknown fate); otherwise the caller gets [`Error::Unknown`]. Exactly-once: thesis
-//! 6.3.
+//! In: an operation on one key. Out: the revision that applied it. Always: one number is used for one
+//! operation; a write goes again under a new session only when it is certain that the old one did not apply
+//! it (it was refused as of an unknown session, and no other sending of it has an unknown fate); otherwise
+//! the caller gets [`Error::Unknown`]. Exactly-once: thesis 6.3.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -151,7 +151,8 @@ impl Client {
         }
     }
 
-    /// The session of `cell`, opened by the first who needs it. A second opening by a retry leaves an idle session behind, no harm.
+    /// The session of `cell`, opened by the first who needs it. A second opening by a retry leaves an idle
+    /// session behind, no harm.
     async fn open_session(
         &self,
         cell: &OnceCell<Arc<Session>>,
@@ -184,7 +185,8 @@ impl Client {
         }
     }
 
-    /// Tells the cluster that the session is over, if that is quickly done; it would end by itself after an idle hour.
+    /// Tells the cluster that the session is over, if that is quickly done; it would end by itself after an
+    /// idle hour.
     pub(super) async fn close_session(&self) {
         let cell = std::mem::take(&mut *self.session_lock());
         let Some(id) = cell.get().map(|session| session.id) else { return };

@@ -93,8 +93,8 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     // Ports first: one that is taken should not cost a recovery.
     let secret = credentials.derive_secret(b"quicraft stateless reset");
     let bind = |kind, address| quic::server_endpoint(kind, address, &credentials, Some(secret));
-    let peer_endpoint = bind(PortKind::Peer, settings.peer_listen)?;
     let client_endpoint = bind(PortKind::Client, settings.client_listen)?;
+    let peer_endpoint = bind(PortKind::Peer, settings.peer_listen)?;
 
     let Opened { node, writer, notes } = node::open(options)?;
     for note in notes {

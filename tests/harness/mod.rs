@@ -213,13 +213,8 @@ impl Cluster {
 
     /// A client that begins at `endpoints`.
     pub async fn client_of(&self, endpoints: Vec<String>, timeout: Duration) -> Client {
-        let options = Options {
-            endpoints,
-            certs: self.path("certs"),
-            name: "client".into(),
-            timeout,
-            ..Options::default()
-        };
+        let options =
+            Options { endpoints, certs: self.path("certs"), name: "client".into(), timeout };
         Client::connect(options).await.unwrap()
     }
 
@@ -231,7 +226,6 @@ impl Cluster {
                 certs: self.path("certs"),
                 name: "client".into(),
                 timeout: Duration::from_secs(2),
-                ..Options::default()
             };
             self.monitor = Client::connect(options).await.ok();
         }
