@@ -1,7 +1,7 @@
 //! The command line: one binary that is node, client and certificate authority.
 //!
 //! In: arguments and `QUICRAFT_*` variables. Out: data on standard output, messages on standard error, an exit code (the
-//! table in [`failure`]). Always: flags override variables override files; a mistake is one line that says what is
+//! table in `failure`). Always: flags override variables override files; a mistake is one line that says what is
 //! allowed. Each command is a file here; the data commands are the same in the shell (`data`). Left out: any logic of
 //! the store.
 

@@ -3,7 +3,7 @@
 //! For: turning what a human wrote into [`Settings`], or into one line that says what to change.
 //!
 //! In and out: the text of the file, `QUICRAFT_*` variables and flags go in, all of them as text under the same keys;
-//! a [`Config`] comes out, or the first [`Error`].
+//! a [`Config`] comes out, or the first [`enum@Error`].
 //!
 //! What always holds: a flag overrides a variable overrides the file overrides the default; every error names the
 //! place (file and line, variable or flag), the key and what is allowed; a `Config` that comes out passed every rule in
@@ -80,7 +80,7 @@ impl Config {
     /// member list.
     ///
     /// # Errors
-    /// The first thing that is wrong; see [`Error`].
+    /// The first thing that is wrong; see [`enum@Error`].
     pub fn load(
         path: &Path,
         variable: impl Fn(&str) -> Option<String>,
