@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use harness::{Cluster, QUICRAFT, make_certs, until};
+use harness::{Cluster, QUICRAFT, free_ports, make_certs, until};
 use quicraft::client::{Client, Error, Options};
 
 /// Runs a node that must end by itself with exit code 1, and gives its last line.
@@ -77,14 +77,18 @@ fn wrong_and_missing_certificates_are_refused_by_name() {
 #[tokio::test]
 async fn a_directory_or_port_in_use_is_refused() {
     let cluster = Cluster::start(1).await;
-    assert!(refused_node(cluster.node_command(0)).contains("in use"));
-    let port = |flag: &str, command: &mut Command| {
-        command.args([flag, &cluster.endpoint(0), "--data", "data/other"]);
+    let second = |client: u16, peer: u16| {
+        let mut command = cluster.node_command(0);
+        command.args(["--client-listen", &format!("127.0.0.1:{client}")]);
+        command.args(["--peer-listen", &format!("127.0.0.1:{peer}")]);
+        refused_node(command)
     };
-    let mut command = cluster.node_command(0);
-    port("--client-listen", &mut command);
-    let line = refused_node(command);
-    assert!(line.contains(&cluster.endpoint(0)) && line.contains("in use"), "{line}");
+    let (client, peer) = free_ports(1)[0];
+    let line = second(client, peer);
+    assert!(line.contains("data/n1"), "{line}");
+    let taken = cluster.endpoint(0);
+    let line = second(taken.rsplit(':').next().unwrap().parse().unwrap(), peer);
+    assert!(line.contains(&taken) && line.contains("in use"), "{line}");
 }
 
 #[tokio::test]

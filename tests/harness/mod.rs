@@ -3,7 +3,6 @@
 //! Tests wait for conditions with a deadline, never for a time. A test that fails shows the last lines of each node.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses another part")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod workload;
 
@@ -53,12 +52,11 @@ impl Cluster {
         panic!("no cluster started in {START_TRIES} tries");
     }
 
-    /// Makes certificates and configurations, starts nothing.
+    /// Makes certificates, configurations and data directories, starts nothing.
     pub fn prepare(n: usize, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let certs = dir.path().join("certs");
         make_certs(&certs, n);
-        // The logs of small nodes need not be large; a test overrides what it cares for.
         let ports = free_ports(n);
         let children = (0..n).map(|_| None).collect();
         let cluster = Self { dir, extra: extra.to_owned(), ports, children, monitor: None };
@@ -79,6 +77,7 @@ impl Cluster {
             ));
         }
         for (i, (client, peer)) in self.ports.iter().enumerate() {
+            // Small files: preallocation of the default takes long on a slow disk.
             let segment =
                 if self.extra.contains("segment =") { "" } else { "segment = \"4MiB\"\n" };
             let text = format!(
