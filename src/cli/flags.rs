@@ -38,13 +38,20 @@ impl ClientFlags {
     /// # Errors
     /// [`Failure`] with the exit code that fits.
     pub(super) async fn connect(&self) -> Result<Client, Failure> {
-        let options = Options {
+        Ok(Client::connect(self.options()?).await?)
+    }
+
+    /// What the flags say.
+    ///
+    /// # Errors
+    /// [`Failure`] for endpoints that are none.
+    pub(super) fn options(&self) -> Result<Options, Failure> {
+        Ok(Options {
             endpoints: self.endpoints()?,
             certs: self.certs.clone(),
             name: "client".into(),
             timeout: self.timeout,
-        };
-        Ok(Client::connect(options).await?)
+        })
     }
 
     fn endpoints(&self) -> Result<Vec<String>, Failure> {

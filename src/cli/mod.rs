@@ -5,6 +5,7 @@
 //! allowed. Each command is a file here; the data commands are the same in the shell (`data`). Left out: any logic of
 //! the store.
 
+mod bench;
 mod cert;
 mod cluster;
 mod data;
@@ -59,6 +60,8 @@ enum Command {
     Scan(OnCluster<ScanArgs>),
     /// Show all nodes: roles, indexes, lag, sizes
     Status(OnCluster<StatusArgs>),
+    /// Measure the cluster: operations a second, latencies, CPU per operation
+    Bench(OnCluster<bench::BenchArgs>),
     /// Do the same interactively: history, completion, help, timing
     Shell(OnCluster<Nothing>),
     /// Print the completion script of a shell
@@ -92,13 +95,18 @@ pub fn main() -> ExitCode {
         Command::Del(on) => (on.flags, Some(DataCommand::Del(on.args))),
         Command::Scan(on) => (on.flags, Some(DataCommand::Scan(on.args))),
         Command::Status(on) => (on.flags, Some(DataCommand::Status(on.args))),
+        Command::Bench(on) => return ended(bench::run(&on.args, &on.flags)),
         Command::Shell(on) => (on.flags, None),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "quicraft", &mut io::stdout());
             return ExitCode::SUCCESS;
         }
     };
-    match on_cluster(&flags, command) {
+    ended(on_cluster(&flags, command))
+}
+
+fn ended(result: Result<(), Failure>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
