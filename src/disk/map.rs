@@ -31,13 +31,16 @@ impl OsMap {
         Ok(OsMap { memory, writable: access == Access::ReadWrite, path: path.to_owned() })
     }
 
-    /// Makes every page dirty without changing it, so that the next sync gives each a written block.
-    pub(super) fn dirty_all(&self) {
+    /// Makes every page that begins in the range dirty without changing it, so that the next sync gives each a written
+    /// block.
+    pub(super) fn dirty(&self, offset: usize, bytes: usize) {
         assert!(self.writable, "dirtying a read-only map");
-        for offset in (0..self.memory.len()).step_by(PAGE_BYTES) {
-            // SAFETY: offset < len, so the byte lies in the mapping, which is writable (asserted) and lives as long
-            // as `self`. Only called on a file that nobody else has been given yet (`File::allocate`).
-            unsafe { self.memory.as_mut_ptr().add(offset).write_volatile(0) };
+        self.check(offset, bytes);
+        for page in (offset..offset + bytes).step_by(PAGE_BYTES) {
+            // SAFETY: page < offset + bytes <= len (checked), so the byte lies in the mapping, which is writable
+            // (asserted) and lives as long as `self`. Only called on a file that nobody else has been given yet
+            // (`File::allocate`).
+            unsafe { self.memory.as_mut_ptr().add(page).write_volatile(0) };
         }
     }
 

@@ -143,7 +143,15 @@ impl File for OsFile {
         }
         // Reserved blocks still count as unwritten: each page is stored through a map, in small folios, and synced
         // with the file's length, so that an append later changes no metadata.
-        OsMap::new(&self.file, &self.path, Access::ReadWrite)?.dirty_all();
+        let map = OsMap::new(&self.file, &self.path, Access::ReadWrite)?;
+        let mut offset = 0;
+        while offset < map.bytes() {
+            // Piece by piece: whoever syncs another file meanwhile waits for one piece and not for all of it.
+            let piece = ALLOCATE_STEP_BYTES.min(map.bytes() - offset);
+            map.dirty(offset, piece);
+            map.sync(offset, piece)?;
+            offset += piece;
+        }
         self.file.sync_all().map_err(self.fail("sync"))
     }
 
@@ -156,6 +164,9 @@ impl File for OsFile {
         Ok(Arc::new(OsMap::new(&self.file, &self.path, access)?))
     }
 }
+
+/// What is written in one go while a file is allocated.
+const ALLOCATE_STEP_BYTES: usize = 1 << 20;
 
 fn system_open(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
     let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW).bits() as i32;
