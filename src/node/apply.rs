@@ -5,7 +5,7 @@ use crate::proto;
 use crate::proto::client::Reply;
 use crate::proto::command::{Command, Outcome};
 use crate::raft::{EntryKind, Event, Index};
-use crate::wal::Entry;
+use crate::wal::{Batch, EntryMeta};
 
 impl Node {
     /// Applies what is committed, in lots, so that heartbeats never wait long.
@@ -23,29 +23,25 @@ impl Node {
                 return;
             }
         };
-        for entry in batches.iter().flat_map(|batch| batch.entries()) {
-            if entry.index > last {
-                break;
+        let entries = batches.iter().flat_map(Batch::lent);
+        let mut entries = entries.take_while(|(entry, _)| entry.index <= last).peekable();
+        let mut lot = Vec::with_capacity(LOT_ENTRIES);
+        while entries.peek().is_some() {
+            lot.extend(entries.by_ref().take(LOT_ENTRIES).map(|(meta, body)| command(meta, body)));
+            let commands = lot.iter().filter_map(|(_, command)| command.as_ref());
+            self.store.warm_up(commands);
+            for (index, command) in lot.drain(..) {
+                let outcome = match command {
+                    Some(command) => self.store.apply(index, &command),
+                    None => {
+                        self.store.advance(index);
+                        Outcome::Done
+                    }
+                };
+                self.answer_proposal(index, outcome, replies);
             }
-            let outcome = self.apply(&entry);
-            self.answer_proposal(entry.index, outcome, replies);
         }
         output.again = self.store.revision() < commit_index;
-    }
-
-    fn apply(&mut self, entry: &Entry) -> Outcome {
-        let command = match entry.kind {
-            EntryKind::Command => proto::decode::<Command<'_>>(&entry.body, "command").ok(),
-            EntryKind::Noop | EntryKind::Membership => None,
-        };
-        match command {
-            Some(command) => self.store.apply(entry.index, &command),
-            // Bytes that are no command are none on every node alike.
-            None => {
-                self.store.advance(entry.index);
-                Outcome::Done
-            }
-        }
     }
 
     fn answer_proposal(&mut self, index: Index, outcome: Outcome, replies: &mut dyn Replies) {
@@ -111,6 +107,17 @@ impl Node {
     }
 }
 
+/// The command of an entry. Bytes that are no command are none on every node alike.
+fn command(entry: EntryMeta, body: &[u8]) -> (Index, Option<Command<'_>>) {
+    let command = match entry.kind {
+        EntryKind::Command => proto::decode::<Command<'_>>(body, "command").ok(),
+        EntryKind::Noop | EntryKind::Membership => None,
+    };
+    (entry.index, command)
+}
+
+/// Entries whose keys are brought into the processor's caches together.
+const LOT_ENTRIES: usize = 64;
 /// Entries that one turn applies at most.
 const APPLY_ENTRIES_MAX: u64 = 8192;
 /// Bytes that one turn applies, roughly.

@@ -171,6 +171,11 @@ impl Node {
             std::mem::take(&mut self.ready).into_iter().partition(|&(index, _)| index <= applied);
         self.ready = later;
         let now: Vec<(Index, Vec<WaitingRead>)> = now;
+        let reads = now.iter().flat_map(|(_, reads)| reads);
+        reader.warm_up(reads.filter_map(|read| match &read.what {
+            What::Get(key) => Some(&key[..]),
+            What::Scan | What::Refuse(_) | What::Hello | What::Status => None,
+        }));
         for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
             match what {
                 What::Get(key) => match reader.get(&key, applied) {

@@ -33,10 +33,9 @@ pub fn decode_message(bytes: &Bytes) -> Result<(Message, Option<Batch>), Malform
 /// [`Malformed`] if a membership entry does not hold a membership.
 pub(super) fn metas(batch: &Batch) -> Result<Vec<EntryMeta>, Malformed> {
     let mut metas = Vec::with_capacity(batch.len());
-    for entry in batch.entries() {
-        let bytes = u32::try_from(entry.body.len()).map_err(|_| Malformed("entry length"))?;
-        let payload = payload(entry.kind, &entry.body)?;
-        metas.push(EntryMeta { term: entry.term, bytes, payload });
+    for (entry, body) in batch.lent() {
+        let payload = payload(entry.kind, body)?;
+        metas.push(EntryMeta { term: entry.term, bytes: entry.body_bytes, payload });
     }
     Ok(metas)
 }

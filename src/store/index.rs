@@ -53,6 +53,32 @@ pub(super) fn find<'a>(arena: &'a Arena, key: &[u8]) -> Found<'a> {
     if undisturbed { Found::Nothing } else { Found::Disturbed }
 }
 
+/// Touches what [`find`] will touch for these keys, and the newest versions. The loads of one key wait for each other,
+/// those of different keys do not: a group costs little more than one key.
+pub(super) fn warm_up<'k>(arena: &Arena, keys: impl Iterator<Item = &'k [u8]>) {
+    let count = buckets(records::split_sequence(arena));
+    let mut keys = keys.map(|key| bucket_of(records::key_hash(arena, key), count));
+    loop {
+        let mut places = [0; WARM_UP_GROUP];
+        let mut len = 0;
+        for (place, bucket) in places.iter_mut().zip(&mut keys) {
+            *place = bucket;
+            len += 1;
+        }
+        let places = &mut places[..len];
+        places.iter_mut().for_each(|place| *place = head(arena, *place).0);
+        places.iter_mut().for_each(|place| {
+            *place = Node::at(arena, Offset(*place)).map_or(0, |node| node.newest_offset().0);
+        });
+        places.iter_mut().for_each(|place| *place = arena.word(Offset(*place), 0) as u32);
+        // The loads must not be left out, though nothing needs what they give.
+        std::hint::black_box(&places);
+        if len < WARM_UP_GROUP {
+            return;
+        }
+    }
+}
+
 /// Adds the node of a new key; `keys` is the number of nodes with it.
 pub(super) fn insert(writer: &mut ArenaWriter, key: &[u8], node: Offset, keys: u64) {
     let count = buckets(records::split_sequence(writer.arena()));
@@ -158,6 +184,8 @@ fn set_head(writer: &mut ArenaWriter, bucket: u32, node: Offset) {
     writer.set_half(at, place, node.0);
 }
 
+/// As many keys as a processor can have misses under way, and a few more.
+const WARM_UP_GROUP: usize = 16;
 const FIRST_BUCKETS: u32 = 64;
 const SEGMENT_BUCKETS_MAX: u32 = 1 << 20;
 /// Segments before those of the largest size.

@@ -157,6 +157,16 @@ impl Store {
         outcome
     }
 
+    /// Brings what these commands will touch into the processor's caches, all of it at once: applied one after the
+    /// other, each would wait for its own misses. Changes nothing.
+    pub fn warm_up<'a>(&self, commands: impl Iterator<Item = &'a Command<'a>>) {
+        let keys = commands.filter_map(|command| match command {
+            Command::Write { op, .. } => Some(op.key()),
+            Command::Clock { .. } | Command::OpenSession | Command::CloseSession(_) => None,
+        });
+        index::warm_up(self.tree.arena(), keys);
+    }
+
     /// Passes the entry at `index`, which has no command.
     ///
     /// # Panics

@@ -95,8 +95,13 @@ impl<'a> Node<'a> {
         Offset(self.arena.half(self.at, NODE_BUCKET_HALF))
     }
 
+    /// Where the newest version lies; [`Offset::NULL`] before the first.
+    pub(super) fn newest_offset(self) -> Offset {
+        Offset(self.arena.half(self.at, NODE_NEWEST_HALF))
+    }
+
     pub(super) fn newest(self) -> Option<Version<'a>> {
-        let at = Offset(self.arena.half(self.at, NODE_NEWEST_HALF));
+        let at = self.newest_offset();
         (!at.is_null()).then_some(Version { arena: self.arena, at })
     }
 

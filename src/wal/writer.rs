@@ -168,9 +168,9 @@ impl Writer {
 
     fn write_entries(&mut self, batch: &Batch) -> Result<Vec<Place>, Error> {
         let mut places = Vec::with_capacity(batch.len());
-        for entry in batch.entries() {
+        for (entry, body) in batch.lent() {
             let place =
-                self.write(Kind::Entry, entry.kind as u8, (entry.index, entry.term), &entry.body)?;
+                self.write(Kind::Entry, entry.kind as u8, (entry.index, entry.term), body)?;
             assert_eq!(entry.index, self.terms.last().0.next(), "entries must follow the last one");
             self.terms.push(entry.term);
             let extent = self.segments.back_mut().expect("the active segment is the last one");
