@@ -7,7 +7,7 @@
 //! [`IN_FLIGHT_MAX`] wait, further callers are held back. Left out: where to connect to (`routes`), what to
 //! do about a loss (`retry`), telling a slow node from a dead one (`watchdog`).
 
-use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::transport;
 use crate::proto::client::HelloReply;
 use crate::proto::frame::{Frame, FrameKind, encode_frame, encode_header};
-use crate::quic::{FrameReader, FrameWriter, PushError};
+use crate::quic::{FrameReader, FrameWriter, IdMap, PushError};
 
 /// Requests of one connection that may wait for a reply; the next caller is held back.
 const IN_FLIGHT_MAX: usize = 8192;
@@ -42,6 +42,7 @@ pub(super) struct Link {
     pub(super) hello: HelloReply,
     connection: quinn::Connection,
     writer: FrameWriter,
+    is_open: AtomicBool,
     waiting: Mutex<Waiting>,
     room: Semaphore,
     someone_waits: Notify,
@@ -53,7 +54,7 @@ struct Waiting {
     /// Why the connection is over, once it is.
     over: Option<String>,
     next_id: u64,
-    replies: HashMap<u64, oneshot::Sender<Frame>>,
+    replies: IdMap<oneshot::Sender<Frame>>,
     /// Requests that wait on streams of their own.
     alone: usize,
     heard_at: Instant,
@@ -81,7 +82,7 @@ impl Link {
         let waiting = Waiting {
             over: None,
             next_id: 1,
-            replies: HashMap::new(),
+            replies: IdMap::default(),
             alone: 0,
             heard_at: now,
             progress_at: now,
@@ -91,6 +92,7 @@ impl Link {
             hello,
             connection,
             writer,
+            is_open: AtomicBool::new(true),
             waiting: Mutex::new(waiting),
             room: Semaphore::new(IN_FLIGHT_MAX),
             someone_waits: Notify::new(),
@@ -104,24 +106,37 @@ impl Link {
 
     /// Whether requests can still be sent.
     pub(super) fn is_open(&self) -> bool {
-        self.waiting().over.is_none() && self.connection.close_reason().is_none()
+        self.is_open.load(Ordering::Acquire)
     }
 
-    /// Sends a request on the shared stream and waits for its reply.
-    pub(super) async fn call(&self, kind: FrameKind, body: &[u8]) -> Result<Frame, Lost> {
+    /// Sends a request, whose body `encode` appends, on the shared stream and waits for its reply.
+    pub(super) async fn call(
+        &self,
+        kind: FrameKind,
+        encode: &(dyn Fn(&mut Vec<u8>) + Send + Sync),
+    ) -> Result<Frame, Lost> {
         let _room = self.room.acquire().await.map_err(|_| self.lost(false))?;
-        let (id, reply) = self.register(false)?;
-        let _forget = Forget { link: self, id };
-        self.push(kind, id, body).await?;
-        reply.await.map_err(|_| self.lost(true))
+        self.exchange(kind, encode, false).await
     }
 
     /// Asks how the node is, past all queues; the watchdog's question.
     pub(super) async fn ping(&self) -> Result<Frame, Lost> {
-        let (id, reply) = self.register(true)?;
-        let _forget = Forget { link: self, id };
-        self.push(FrameKind::Status, id, &[]).await?;
-        reply.await.map_err(|_| self.lost(true))
+        self.exchange(FrameKind::Status, &|_| (), true).await
+    }
+
+    async fn exchange(
+        &self,
+        kind: FrameKind,
+        encode: &(dyn Fn(&mut Vec<u8>) + Send + Sync),
+        ping: bool,
+    ) -> Result<Frame, Lost> {
+        let (id, reply) = self.register(ping)?;
+        let mut forget = Forget { link: self, id, is_answered: false };
+        self.push(kind, id, encode).await?;
+        let answer = reply.await;
+        // Whoever answered, or gave up, took it from the map.
+        forget.is_answered = true;
+        answer.map_err(|_| self.lost(true))
     }
 
     /// Sends a request on a stream of its own and gives what can be read from it.
@@ -152,6 +167,7 @@ impl Link {
 
     /// Ends the connection; all who wait get [`Lost`].
     pub(super) fn close(&self, reason: &str) {
+        self.is_open.store(false, Ordering::Release);
         let abandoned = {
             let mut waiting = self.waiting();
             waiting.over.get_or_insert_with(|| reason.to_owned());
@@ -192,11 +208,14 @@ impl Link {
         Some(Quiet { heard: waiting.heard_at.elapsed(), progress: waiting.progress_at.elapsed() })
     }
 
-    async fn push(&self, kind: FrameKind, id: u64, body: &[u8]) -> Result<(), Lost> {
-        let encode =
-            |buffer: &mut Vec<u8>| encode_frame(buffer, kind, id, |b| b.extend_from_slice(body));
+    async fn push(
+        &self,
+        kind: FrameKind,
+        id: u64,
+        encode: &(dyn Fn(&mut Vec<u8>) + Send + Sync),
+    ) -> Result<(), Lost> {
         loop {
-            match self.writer.push(encode) {
+            match self.writer.push(|buffer| encode_frame(buffer, kind, id, encode)) {
                 Ok(()) => return Ok(()),
                 Err(PushError::Full) => sleep(FULL_WAIT).await,
                 Err(PushError::Closed) => return Err(self.lost(false)),
@@ -256,11 +275,14 @@ impl Link {
 struct Forget<'a> {
     link: &'a Link,
     id: u64,
+    is_answered: bool,
 }
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.link.waiting().replies.remove(&self.id);
+        if !self.is_answered {
+            self.link.waiting().replies.remove(&self.id);
+        }
     }
 }
 

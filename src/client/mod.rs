@@ -200,17 +200,13 @@ impl Client {
         self.check_members(to)?;
         let consistency =
             if to == To::Leader { Consistency::Linearizable } else { Consistency::Local };
-        let encode = || {
-            let mut body = Vec::new();
-            crate::proto::encode(&Get { key, consistency }, &mut body);
-            body
-        };
-        let answered =
-            self.ask_reading(&Request { kind: FrameKind::Get, to, encode: &encode }).await?;
-        match only(answered) {
-            (_, Some(Answer::Value { revision, bytes })) => Ok(Some(Value { revision, bytes })),
-            (_, Some(Answer::NotFound)) => Ok(None),
-            (node_id, _) => Err(unexpected(node_id, "a get")),
+        let encode = |body: &mut Vec<u8>| crate::proto::encode(&Get { key, consistency }, body);
+        let request = Request { kind: FrameKind::Get, to, bytes: key.len(), encode: &encode };
+        let answered = self.ask_reading(&request).await?;
+        match answered.first {
+            Answer::Value { revision, bytes } => Ok(Some(Value { revision, bytes })),
+            Answer::NotFound => Ok(None),
+            _ => Err(unexpected(answered.node_id, "a get")),
         }
     }
 
@@ -221,9 +217,10 @@ impl Client {
     pub async fn scan(&self, request: ScanRequest) -> Result<ScanStream, Error> {
         let to = request.destination();
         self.check_members(to)?;
-        let encode = || request.encode();
-        let answered =
-            self.ask_reading(&Request { kind: FrameKind::Scan, to, encode: &encode }).await?;
+        let encode = |body: &mut Vec<u8>| request.encode(body);
+        let bytes = request.from.len() + request.to.as_ref().map_or(0, Vec::len);
+        let request = Request { kind: FrameKind::Scan, to, bytes, encode: &encode };
+        let answered = self.ask_reading(&request).await?;
         ScanStream::new(answered, self.inner.timeout)
     }
 
@@ -233,11 +230,12 @@ impl Client {
     /// [`Error::NoSuchNode`], or [`Error::Timeout`] if it does not answer.
     pub async fn status(&self, node_id: u64) -> Result<Status, Error> {
         self.check_members(To::Node(node_id))?;
-        let encode = Vec::new;
-        let request = Request { kind: FrameKind::Status, to: To::Node(node_id), encode: &encode };
-        match only(self.ask_reading(&request).await?) {
-            (_, Some(Answer::Status(status))) => Ok(*status),
-            (node_id, _) => Err(unexpected(node_id, "a status request")),
+        let (to, encode) = (To::Node(node_id), |_: &mut Vec<u8>| ());
+        let request = Request { kind: FrameKind::Status, to, bytes: 0, encode: &encode };
+        let answered = self.ask_reading(&request).await?;
+        match answered.first {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(unexpected(answered.node_id, "a status request")),
         }
     }
 
@@ -308,7 +306,8 @@ async fn status_once(routes: &Arc<Routes>, member: &MemberInfo) -> Result<Status
             unreachable(error.reason)
         }
     })?;
-    let frame = link.call(FrameKind::Status, &[]).await.map_err(|lost| unreachable(lost.reason))?;
+    let frame =
+        link.call(FrameKind::Status, &|_| ()).await.map_err(|lost| unreachable(lost.reason))?;
     match Answer::from_frame(&frame) {
         Ok(Answer::Status(status)) => Ok(*status),
         Ok(Answer::Refused(refusal)) => {
@@ -321,10 +320,6 @@ async fn status_once(routes: &Arc<Routes>, member: &MemberInfo) -> Result<Status
 
 fn check_key(key: &[u8]) -> Result<(), Error> {
     if key_is_valid(key) { Ok(()) } else { Err(Error::KeyInvalid { bytes: key.len() }) }
-}
-
-fn only(answered: Answered) -> (u64, Option<Answer>) {
-    (answered.node_id, answered.answers.into_iter().next())
 }
 
 fn unexpected(node_id: u64, question: &str) -> Error {

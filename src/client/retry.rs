@@ -110,14 +110,18 @@ pub(super) struct Request<'a> {
     pub(super) kind: FrameKind,
     /// Where it must go.
     pub(super) to: To,
-    /// Encodes it; called for each sending, since `answered_below` moves on meanwhile.
-    pub(super) encode: &'a (dyn Fn() -> Vec<u8> + Send + Sync),
+    /// How long its encoding is, or a little less.
+    pub(super) bytes: usize,
+    /// Appends it; called for each sending, since `answered_below` moves on meanwhile.
+    pub(super) encode: &'a (dyn Fn(&mut Vec<u8>) + Send + Sync),
 }
 
 /// The first frames of an answer, and where more come from (scans only).
 pub(super) struct Answered {
-    /// What was answered, at least one.
-    pub(super) answers: Vec<Answer>,
+    /// What was answered first.
+    pub(super) first: Answer,
+    /// What came along with it (scans only).
+    pub(super) more: Vec<Answer>,
     /// The rest of the stream, for a request that has a stream of its own.
     pub(super) rest: Option<FrameReader>,
     /// Who answered.
@@ -149,7 +153,7 @@ pub(super) async fn ask(
         let result = send(&link, request).await;
         match result {
             Ok(answered) => {
-                let Some(Answer::Refused(refusal)) = answered.answers.first() else {
+                let Answer::Refused(refusal) = &answered.first else {
                     attempts.in_flight = false;
                     if request.to == To::Leader && routes.leader.borrow().is_none() {
                         routes.leader_is(link.node_id());
@@ -197,22 +201,25 @@ impl From<Malformed> for Failure {
 }
 
 async fn send(link: &Arc<Link>, request: &Request<'_>) -> Result<Answered, Failure> {
-    let body = (request.encode)();
     let node_id = link.node_id();
-    if request.kind != FrameKind::Scan && body.len() <= LARGE_BYTES {
-        let frame = link.call(request.kind, &body).await?;
-        let answers = vec![Answer::from_frame(&frame)?];
-        return Ok(Answered { answers, rest: None, node_id });
+    if request.kind != FrameKind::Scan && request.bytes <= LARGE_BYTES {
+        let frame = link.call(request.kind, request.encode).await?;
+        let first = Answer::from_frame(&frame)?;
+        return Ok(Answered { first, more: Vec::new(), rest: None, node_id });
     }
+    let mut body = Vec::with_capacity(request.bytes);
+    (request.encode)(&mut body);
     let mut alone = link.open(request.kind, &body).await?;
-    let mut answers = Vec::new();
-    while answers.is_empty() {
-        for frame in alone.read().await? {
-            answers.push(Answer::from_frame(&frame)?);
+    let mut frames = Vec::new().into_iter();
+    let first = loop {
+        match frames.next() {
+            Some(frame) => break Answer::from_frame(&frame)?,
+            None => frames = alone.read().await?.into_iter(),
         }
-    }
+    };
+    let more = frames.map(|frame| Answer::from_frame(&frame)).collect::<Result<_, _>>()?;
     let rest = (request.kind == FrameKind::Scan).then(|| alone.into_reader());
-    Ok(Answered { answers, rest, node_id })
+    Ok(Answered { first, more, rest, node_id })
 }
 
 /// Waits as the refusal asks for, or gives the error that it finally means.

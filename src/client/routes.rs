@@ -44,6 +44,8 @@ struct State {
     endpoints: Vec<String>,
     members: BTreeMap<u64, MemberInfo>,
     slots: HashMap<String, Slot>,
+    /// The connection that led to the leader last: what nearly every request takes.
+    leader_link: Option<Arc<Link>>,
     value_bytes_max: Option<u64>,
     next: usize,
     closed: bool,
@@ -65,6 +67,7 @@ impl Routes {
             endpoints,
             members: BTreeMap::new(),
             slots: HashMap::new(),
+            leader_link: None,
             value_bytes_max: None,
             next: 0,
             closed: false,
@@ -79,12 +82,26 @@ impl Routes {
             To::Leader => *self.leader.borrow(),
             To::Any | To::Node(_) => None,
         };
+        if let Some(link) = leader.and_then(|leader| self.known_link(leader)) {
+            return Ok(link);
+        }
         let (address, name) = self.address(to, leader)?;
         let result = self.link_to(address, name).await;
+        if let (Ok(link), Some(leader)) = (&result, leader)
+            && link.node_id() == leader
+        {
+            let mut state = self.state();
+            state.leader_link = (!state.closed).then(|| Arc::clone(link));
+        }
         if let (Err(_), Some(leader)) = (&result, leader) {
             self.leader_is_lost(leader);
         }
         result
+    }
+
+    fn known_link(&self, leader: u64) -> Option<Arc<Link>> {
+        let state = self.state();
+        state.leader_link.clone().filter(|link| link.node_id() == leader && link.is_open())
     }
 
     /// A connection to this member.
@@ -219,6 +236,7 @@ impl Routes {
         let slots = {
             let mut state = self.state();
             state.closed = true;
+            state.leader_link = None;
             std::mem::take(&mut state.slots)
         };
         for slot in slots.into_values() {

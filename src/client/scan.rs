@@ -62,7 +62,7 @@ impl ScanRequest {
         ScanRequest { from: from.into(), to: Some(to.into()), ..ScanRequest::default() }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self, body: &mut Vec<u8>) {
         let scan = Scan {
             from: &self.from,
             to: self.to.as_deref().map(serde_bytes::Bytes::new),
@@ -71,9 +71,7 @@ impl ScanRequest {
             mode: self.mode,
             consistency: self.consistency,
         };
-        let mut body = Vec::new();
-        crate::proto::encode(&scan, &mut body);
-        body
+        crate::proto::encode(&scan, body);
     }
 
     pub(super) fn destination(&self) -> To {
@@ -134,7 +132,7 @@ impl ScanStream {
             page_timeout,
             node_id: answered.node_id,
         };
-        for answer in answered.answers {
+        for answer in std::iter::once(answered.first).chain(answered.more) {
             stream.take_in(answer)?;
         }
         Ok(stream)

@@ -32,6 +32,9 @@ impl Session {
     /// The next number, waiting for room in the window. The number counts as unanswered until the result is
     /// dropped.
     pub(super) async fn take(self: &Arc<Self>) -> Seq {
+        if let Some(number) = self.window().take() {
+            return Seq { session: Arc::clone(self), number };
+        }
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);

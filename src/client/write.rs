@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::retry::{self, Answer, Attempts, Request};
 use super::routes::To;
 use super::session::{Seq, Session};
-use super::{Client, Deleted, Error, Revision, check_key, only, unexpected};
+use super::{Client, Deleted, Error, Revision, check_key, unexpected};
 use crate::proto::command::{Command, Op, Outcome, SessionId};
 use crate::proto::frame::FrameKind;
 use crate::proto::limits::VALUE_BYTES_CEILING;
@@ -116,19 +116,18 @@ impl Client {
         seq: &Seq,
         attempts: &mut Attempts,
     ) -> Result<Outcome, Error> {
-        let encode = || {
-            let mut body = Vec::with_capacity(op.key().len() + op.value_bytes() + 32);
+        let encode = |body: &mut Vec<u8>| {
             let command = Command::Write {
                 session: seq.session.id,
                 seq: seq.number,
                 answered_below: seq.answered_below(),
                 op: op.clone(),
             };
-            crate::proto::encode(&command, &mut body);
-            body
+            crate::proto::encode(&command, body);
         };
+        let bytes = op.key().len() + op.value_bytes();
         loop {
-            match self.ask_command(&encode, attempts).await? {
+            match self.ask_command(bytes, &encode, attempts).await? {
                 Outcome::SessionFull => sleep(SESSION_FULL_WAIT).await,
                 outcome => return Ok(outcome),
             }
@@ -137,16 +136,18 @@ impl Client {
 
     async fn ask_command(
         &self,
-        encode: &(dyn Fn() -> Vec<u8> + Send + Sync),
+        bytes: usize,
+        encode: &(dyn Fn(&mut Vec<u8>) + Send + Sync),
         attempts: &mut Attempts,
     ) -> Result<Outcome, Error> {
-        let request = Request { kind: FrameKind::Write, to: To::Leader, encode };
+        let request = Request { kind: FrameKind::Write, to: To::Leader, bytes, encode };
         let inner = &self.inner;
-        match only(retry::ask(&inner.routes, &inner.scout, &request, attempts).await?) {
-            (_, Some(Answer::Outcome(outcome))) => Ok(outcome),
-            (node_id, _) => {
+        let answered = retry::ask(&inner.routes, &inner.scout, &request, attempts).await?;
+        match answered.first {
+            Answer::Outcome(outcome) => Ok(outcome),
+            _ => {
                 attempts.unresolved = true;
-                Err(unexpected(node_id, "a write"))
+                Err(unexpected(answered.node_id, "a write"))
             }
         }
     }
@@ -158,11 +159,14 @@ impl Client {
         cell: &OnceCell<Arc<Session>>,
         attempts: &mut Attempts,
     ) -> Result<Arc<Session>, Error> {
+        if let Some(session) = cell.get() {
+            return Ok(Arc::clone(session));
+        }
         let open = || async {
             // What becomes of an opening says nothing about the write.
             let mut opening = Attempts::default();
-            let encode = || encode_command(&Command::OpenSession);
-            match self.ask_command(&encode, &mut opening).await? {
+            let encode = |body: &mut Vec<u8>| crate::proto::encode(&Command::OpenSession, body);
+            match self.ask_command(0, &encode, &mut opening).await? {
                 Outcome::SessionOpened(id) => Ok(Arc::new(Session::new(id))),
                 _ => Err(unexpected(self.leader().unwrap_or(0), "the opening of a session")),
             }
@@ -190,9 +194,10 @@ impl Client {
     pub(super) async fn close_session(&self) {
         let cell = std::mem::take(&mut *self.session_lock());
         let Some(id) = cell.get().map(|session| session.id) else { return };
-        let encode = move || encode_command(&Command::CloseSession(id));
+        let encode =
+            move |body: &mut Vec<u8>| crate::proto::encode(&Command::CloseSession(id), body);
         let mut attempts = Attempts::default();
-        let _ = timeout(CLOSE_SESSION_TIMEOUT, self.ask_command(&encode, &mut attempts)).await;
+        let _ = timeout(CLOSE_SESSION_TIMEOUT, self.ask_command(0, &encode, &mut attempts)).await;
     }
 
     fn session_lock(&self) -> MutexGuard<'_, Arc<OnceCell<Arc<Session>>>> {
@@ -203,10 +208,4 @@ impl Client {
     pub fn session(&self) -> Option<SessionId> {
         self.session_lock().get().map(|session| session.id)
     }
-}
-
-fn encode_command(command: &Command<'_>) -> Vec<u8> {
-    let mut body = Vec::new();
-    crate::proto::encode(command, &mut body);
-    body
 }

@@ -8,7 +8,7 @@ use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, 
 use crate::proto::command::{Command, Op, key_is_valid};
 use crate::proto::limits::KEY_BYTES_MAX;
 use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
-use crate::wal::BatchBuilder;
+use crate::wal::{BatchBuilder, ENTRY_HEADER_BYTES};
 
 /// A read that waits for its index.
 #[derive(Debug)]
@@ -107,7 +107,9 @@ impl Node {
             return;
         }
         let term = self.raft.hard_state().term;
-        let mut builder = BatchBuilder::new(self.raft.last_index().next());
+        let bytes = writes.iter().map(|(_, command)| command.len() + ENTRY_HEADER_BYTES).sum();
+        let mut builder =
+            BatchBuilder::with_capacity(self.raft.last_index().next(), writes.len(), bytes);
         let mut sizes = Vec::with_capacity(writes.len() + 1);
         let clock = self.maybe_clock(now_ms);
         for command in clock.iter().map(Vec::as_slice).chain(writes.iter().map(|(_, c)| &c[..])) {

@@ -19,6 +19,7 @@
 
 mod endpoint;
 mod explain;
+mod ids;
 mod reader;
 #[cfg(test)]
 #[cfg(feature = "server")]
@@ -35,6 +36,7 @@ pub use endpoint::{
     identity_of, reload, server_endpoint,
 };
 pub use explain::{Disconnect, explain};
+pub use ids::IdMap;
 pub use reader::FrameReader;
 pub use tls::Rejection;
 pub use writer::{FrameWriter, PushError, WriterDriver};

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
 use super::authorise::authorise;
@@ -66,14 +65,13 @@ impl Clients {
         let stream = self.shared.open_stream(writer.clone());
         let frame_bytes_max = self.value_bytes_max + FRAME_OVERHEAD_BYTES_MAX;
         let mut reader = FrameReader::new(recv, frame_bytes_max);
-        let mut frames = Vec::new();
+        let (mut frames, mut requests) = (Vec::new(), Vec::new());
         loop {
             let read = reader.read_batch(&mut frames).await;
-            let requests = frames
-                .drain(..)
-                .filter_map(|frame| self.take_frame(frame, stream, who, &writer))
-                .collect();
-            for busy in self.shared.request(requests) {
+            requests.extend(
+                frames.drain(..).filter_map(|frame| self.take_frame(frame, stream, who, &writer)),
+            );
+            for busy in self.shared.request(stream, requests.drain(..)) {
                 refuse(&writer, busy, Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
             }
             match read {
@@ -135,14 +133,15 @@ impl Clients {
                 if !key_is_valid(get.key) {
                     return Err(Refusal::TooLarge { limit: KEY_BYTES_MAX as u64 });
                 }
-                let key = Bytes::copy_from_slice(get.key);
+                // Held for a read round only, so it may share the frame's buffer.
+                let key = frame.body.slice_ref(get.key);
                 Ok(RequestBody::Get { key, consistency: get.consistency })
             }
             FrameKind::Scan => {
                 let scan: Scan<'_> = proto::decode(&frame.body, "scan").map_err(malformed)?;
                 let consistency = scan.consistency;
                 let plan = scan::Plan::new(&scan, reply_to);
-                let ready = self.shared.wait_for_scan(reply_to);
+                let ready = self.shared.wait_for_scan(reply_to.stream);
                 tokio::spawn(scan::run(plan, ready, writer.clone()));
                 Ok(RequestBody::Scan { consistency })
             }

@@ -91,7 +91,7 @@ impl Driver {
                 tokio::task::yield_now().await;
             }
         }
-        self.node.step_out(output, &mut &*self.shared);
+        self.node.step_out(output, &mut self.shared.burst());
         if let Some(job) = output.checkpoint.take() {
             self.threads.checkpoint(job);
         }

@@ -1,7 +1,6 @@
 //! What connections and the node's turns share: the input that is filling up, the bell, and the streams
 //! that wait for answers. Locked only for moments, never across an await.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::node::{Input, ReceivedSnapshot, Replies, ReplyTo, Request};
 use crate::proto::client::Reply;
 use crate::proto::frame::{FrameKind, encode_frame};
-use crate::quic::FrameWriter;
+use crate::quic::{FrameWriter, IdMap};
 use crate::raft::{Index, Message, NodeId};
 use crate::store::Reader;
 use crate::wal::Batch;
@@ -25,8 +24,9 @@ pub(super) struct Shared {
     pub(super) bell: Notify,
     /// Rung when a turn has taken the input.
     drained: Notify,
-    streams: Mutex<HashMap<u64, Stream>>,
-    scans: Mutex<HashMap<ReplyTo, oneshot::Sender<ScanReady>>>,
+    streams: Mutex<IdMap<Stream>>,
+    /// By stream: a scan has one of its own.
+    scans: Mutex<IdMap<oneshot::Sender<ScanReady>>>,
     next_stream: AtomicU64,
 }
 
@@ -78,31 +78,34 @@ impl Shared {
         self.tell(|input| input.snapshots_sent.push((to, index)));
     }
 
-    /// Hands in the requests of one read of a stream; gives back what does not fit.
-    pub(super) fn request(&self, requests: Vec<(Request, usize)>) -> Vec<ReplyTo> {
-        let mut refused = Vec::new();
-        let mut accepted = HashMap::<u64, usize>::new();
+    /// Hands in the requests of one read of `stream`; gives back what does not fit.
+    pub(super) fn request(
+        &self,
+        stream: u64,
+        requests: impl Iterator<Item = (Request, usize)>,
+    ) -> Vec<ReplyTo> {
+        let (mut refused, mut accepted) = (Vec::new(), 0);
         {
             let mut input = lock(&self.input);
             for (request, bytes) in requests {
                 let is_full = input.requests.len() >= REQUESTS_MAX
                     || input.request_bytes + bytes > REQUEST_BYTES_MAX;
                 if is_full {
+                    lock(&self.scans).remove(&stream);
                     refused.push(request.reply_to);
                 } else {
-                    *accepted.entry(request.reply_to.stream).or_default() += 1;
+                    accepted += 1;
                     input.request_bytes += bytes;
                     input.requests.push(request);
                 }
             }
-            let mut streams = lock(&self.streams);
-            for (stream, count) in accepted {
-                if let Some(stream) = streams.get_mut(&stream) {
-                    stream.pending += count;
-                }
+            if let Some(stream) = lock(&self.streams).get_mut(&stream) {
+                stream.pending += accepted;
             }
         }
-        self.bell.notify_one();
+        if accepted > 0 {
+            self.bell.notify_one();
+        }
         refused
     }
 
@@ -130,48 +133,89 @@ impl Shared {
         if let Some(stream) = lock(&self.streams).remove(&id) {
             stream.writer.close();
         }
-        lock(&self.scans).retain(|reply_to, _| reply_to.stream != id);
+        lock(&self.scans).remove(&id);
     }
 
-    /// Registers a scan that waits for its turn to read.
-    pub(super) fn wait_for_scan(&self, reply_to: ReplyTo) -> oneshot::Receiver<ScanReady> {
+    /// Registers the scan of a stream, which waits for its turn to read.
+    pub(super) fn wait_for_scan(&self, stream: u64) -> oneshot::Receiver<ScanReady> {
         let (sender, receiver) = oneshot::channel();
-        lock(&self.scans).insert(reply_to, sender);
+        lock(&self.scans).insert(stream, sender);
         receiver
     }
-}
 
-/// Answers go into the buffers of their streams, which are written when the turn is over.
-impl Replies for &Shared {
-    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
-        lock(&self.scans).remove(&to);
+    /// Takes a turn's answers.
+    pub(super) fn burst(&self) -> Burst<'_> {
+        Burst { shared: self, stream: 0, answers: 0, encoded: Vec::new() }
+    }
+
+    /// Queues answers to `count` questions of a stream.
+    fn answer(&self, id: u64, count: usize, encoded: &[u8]) {
         let mut streams = lock(&self.streams);
-        let Some(stream) = streams.get_mut(&to.stream) else { return };
-        let pushed = stream.writer.push(|buffer| {
-            encode_frame(buffer, FrameKind::Reply, to.request_id, |body| {
-                crate::proto::encode(reply, body);
-            });
-        });
-        stream.pending = stream.pending.saturating_sub(1);
+        let Some(stream) = streams.get_mut(&id) else { return };
+        let pushed = stream.writer.push(|buffer| buffer.extend_from_slice(encoded));
+        stream.pending = stream.pending.saturating_sub(count);
         let is_over = stream.ending && stream.pending == 0;
         // A client that does not read its answers loses the stream, not the node its memory.
         if pushed.is_err() || is_over {
             stream.writer.close();
-            streams.remove(&to.stream);
+            streams.remove(&id);
         }
+    }
+}
+
+/// The answers of a turn, gathered per stream: those of one read of a stream follow each other, so they go into its
+/// buffer in one push.
+pub(super) struct Burst<'a> {
+    shared: &'a Shared,
+    stream: u64,
+    answers: usize,
+    encoded: Vec<u8>,
+}
+
+impl Burst<'_> {
+    fn flush(&mut self) {
+        if self.answers > 0 {
+            self.shared.answer(self.stream, std::mem::take(&mut self.answers), &self.encoded);
+            self.encoded.clear();
+        }
+    }
+}
+
+impl Drop for Burst<'_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl Replies for Burst<'_> {
+    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
+        if to.stream != self.stream || self.encoded.len() >= BURST_BYTES {
+            self.flush();
+            self.stream = to.stream;
+        }
+        if let Reply::Refused(_) = reply {
+            // It may be a scan that is refused: its task ends.
+            lock(&self.shared.scans).remove(&to.stream);
+        }
+        encode_frame(&mut self.encoded, FrameKind::Reply, to.request_id, |body| {
+            crate::proto::encode(reply, body);
+        });
+        self.answers += 1;
     }
 
     fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index) {
-        if let Some(waiting) = lock(&self.scans).remove(&to) {
+        if let Some(waiting) = lock(&self.shared.scans).remove(&to.stream) {
             // The scan's task may have ended with its connection.
             let _ = waiting.send((reader, at));
         }
-        if let Some(stream) = lock(&self.streams).get_mut(&to.stream) {
+        if let Some(stream) = lock(&self.shared.streams).get_mut(&to.stream) {
             stream.pending = stream.pending.saturating_sub(1);
         }
     }
 }
 
+/// Answers to one stream are handed over at this length.
+const BURST_BYTES: usize = 64 << 10;
 /// Messages of peers that wait for a turn; their readers stop reading above it.
 const PEER_MESSAGES_MAX: usize = 4096;
 /// Requests that wait for a turn; more are refused as `Busy`.

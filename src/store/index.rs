@@ -67,12 +67,20 @@ pub(super) fn warm_up<'k>(arena: &Arena, keys: impl Iterator<Item = &'k [u8]>) {
         }
         let places = &mut places[..len];
         places.iter_mut().for_each(|place| *place = head(arena, *place).0);
-        places.iter_mut().for_each(|place| {
-            *place = Node::at(arena, Offset(*place)).map_or(0, |node| node.newest_offset().0);
-        });
-        places.iter_mut().for_each(|place| *place = arena.word(Offset(*place), 0) as u32);
+        let (mut nexts, mut touched) = ([0; WARM_UP_GROUP], 0);
+        for (place, next) in places.iter_mut().zip(&mut nexts) {
+            let Some(node) = Node::at(arena, Offset(*place)) else { continue };
+            (*place, *next) = (node.newest_offset().0, node.next_in_bucket().0);
+            // The key may reach into the next line of the cache.
+            touched ^= node.key().last().copied().map_or(0, u32::from);
+        }
+        for (&version, &next) in places.iter().zip(&nexts) {
+            let version = Offset(version);
+            touched ^= arena.half(version, 0) ^ arena.half(version, VERSION_HALVES - 1);
+            touched ^= Node::at(arena, Offset(next)).map_or(0, |node| node.newest_offset().0);
+        }
         // The loads must not be left out, though nothing needs what they give.
-        std::hint::black_box(&places);
+        std::hint::black_box(touched);
         if len < WARM_UP_GROUP {
             return;
         }
@@ -186,6 +194,8 @@ fn set_head(writer: &mut ArenaWriter, bucket: u32, node: Offset) {
 
 /// As many keys as a processor can have misses under way, and a few more.
 const WARM_UP_GROUP: usize = 16;
+/// The longest head of a version, in halves.
+const VERSION_HALVES: usize = 8;
 const FIRST_BUCKETS: u32 = 64;
 const SEGMENT_BUCKETS_MAX: u32 = 1 << 20;
 /// Segments before those of the largest size.

@@ -229,8 +229,17 @@ impl BatchBuilder {
     /// # Panics
     /// At index 0, which is before the log.
     pub fn new(first: Index) -> BatchBuilder {
+        BatchBuilder::with_capacity(first, 0, 0)
+    }
+
+    /// The same, with room for `entries` of `bytes` in all, headers included.
+    ///
+    /// # Panics
+    /// As [`BatchBuilder::new`].
+    pub fn with_capacity(first: Index, entries: usize, bytes: usize) -> BatchBuilder {
         assert!(first.0 > 0, "index 0 is before the log");
-        BatchBuilder { first, buffer: Vec::new(), ends: Vec::new() }
+        let (buffer, ends) = (Vec::with_capacity(bytes), Vec::with_capacity(entries));
+        BatchBuilder { first, buffer, ends }
     }
 
     /// Adds one entry and returns its index.
