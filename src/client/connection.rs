@@ -128,6 +128,8 @@ impl Link {
     pub(super) async fn open(&self, kind: FrameKind, body: &[u8]) -> Result<Alone<'_>, Lost> {
         let (mut send, receive) =
             self.connection.open_bi().await.map_err(|error| lost(false, &error))?;
+        // Fails only for a stream that was closed, which the first write reports.
+        let _ = send.set_priority(-1);
         self.waiting().alone += 1;
         self.someone_waits.notify_one();
         let alone = Alone { link: self, reader: Some(transport::reader(receive)) };

@@ -48,6 +48,8 @@ pub(super) enum Answer {
     Status(Box<Status>),
     /// Of anything.
     Refused(Refusal),
+    /// Of a get: ask on a stream of its own.
+    Large,
 }
 
 impl Answer {
@@ -72,6 +74,7 @@ impl Answer {
             }
             Reply::Status(status) => Answer::Status(Box::new(status)),
             Reply::Refused(refusal) => Answer::Refused(refusal),
+            Reply::Large => Answer::Large,
         })
     }
 }
@@ -201,8 +204,10 @@ async fn send(link: &Arc<Link>, request: &Request<'_>) -> Result<Answered, Failu
     let node_id = link.node_id();
     if request.kind != FrameKind::Scan && body.len() <= LARGE_BYTES {
         let frame = link.call(request.kind, &body).await?;
-        let answers = vec![Answer::from_frame(&frame)?];
-        return Ok(Answered { answers, rest: None, node_id });
+        match Answer::from_frame(&frame)? {
+            Answer::Large => {}
+            answer => return Ok(Answered { answers: vec![answer], rest: None, node_id }),
+        }
     }
     let mut alone = link.open(request.kind, &body).await?;
     let mut answers = Vec::new();

@@ -42,15 +42,21 @@ impl Clients {
 
     async fn serve(self: &Arc<Self>, connection: Connection, who: Who) {
         let who = Arc::new(who);
+        // Requests share the first stream; those on others are large or scans, and go behind.
+        let mut is_shared = true;
         while let Ok((send, recv)) = connection.accept_bi().await {
+            // Fails only for a stream that was closed, which the first write reports.
+            let _ = send.set_priority(i32::from(is_shared));
             let (clients, who) = (Arc::clone(self), Arc::clone(&who));
             let connection = connection.clone();
             tokio::spawn(async move {
-                if let Err(error) = clients.serve_stream(send, recv, &who).await {
+                let served = clients.serve_stream(send, recv, is_shared, &who).await;
+                if let Err(error) = served {
                     tracing::debug!("a client is cut off: {error}");
                     connection.close(2_u32.into(), b"malformed frame");
                 }
             });
+            is_shared = false;
         }
     }
 
@@ -58,12 +64,13 @@ impl Clients {
         &self,
         send: SendStream,
         recv: RecvStream,
+        is_shared: bool,
         who: &Who,
     ) -> Result<(), quic::Error> {
         let (writer, driver) = FrameWriter::new(REPLY_BYTES_MAX + self.value_bytes_max);
         // Its error is the stream's end, which the reader sees as well.
         tokio::spawn(driver.drive(send));
-        let stream = self.shared.open_stream(writer.clone());
+        let stream = self.shared.open_stream(writer.clone(), is_shared);
         let frame_bytes_max = self.value_bytes_max + FRAME_OVERHEAD_BYTES_MAX;
         let mut reader = FrameReader::new(recv, frame_bytes_max);
         let mut frames = Vec::new();

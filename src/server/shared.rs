@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::node::{Input, ReceivedSnapshot, Replies, ReplyTo, Request};
 use crate::proto::client::Reply;
 use crate::proto::frame::{FrameKind, encode_frame};
+use crate::proto::limits::LARGE_BYTES;
 use crate::quic::FrameWriter;
 use crate::raft::{Index, Message, NodeId};
 use crate::store::Reader;
@@ -33,6 +34,8 @@ pub(super) struct Shared {
 /// A client's stream, as answers see it.
 struct Stream {
     writer: FrameWriter,
+    /// Many requests share it: no long answer may stand before the others'.
+    is_shared: bool,
     /// Questions without an answer yet.
     pending: usize,
     /// The client asks nothing more here.
@@ -107,9 +110,9 @@ impl Shared {
     }
 
     /// Registers a stream under a new number.
-    pub(super) fn open_stream(&self, writer: FrameWriter) -> u64 {
+    pub(super) fn open_stream(&self, writer: FrameWriter, is_shared: bool) -> u64 {
         let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
-        lock(&self.streams).insert(id, Stream { writer, pending: 0, ending: false });
+        lock(&self.streams).insert(id, Stream { writer, is_shared, pending: 0, ending: false });
         id
     }
 
@@ -147,6 +150,12 @@ impl Replies for &Shared {
         lock(&self.scans).remove(&to);
         let mut streams = lock(&self.streams);
         let Some(stream) = streams.get_mut(&to.stream) else { return };
+        let reply = match reply {
+            Reply::Value { value, .. } if stream.is_shared && value.len() > LARGE_BYTES => {
+                &Reply::Large
+            }
+            reply => reply,
+        };
         let pushed = stream.writer.push(|buffer| {
             encode_frame(buffer, FrameKind::Reply, to.request_id, |body| {
                 crate::proto::encode(reply, body);

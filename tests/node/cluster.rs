@@ -41,9 +41,11 @@ impl Replies for Answers {
             Reply::Value { value, .. } => Answer::Value(value.to_vec()),
             Reply::NotFound => Answer::NotFound,
             Reply::Refused(refusal) => Answer::Refused(refusal.clone()),
-            Reply::Hello(_) | Reply::Rows(_) | Reply::ScanEnd { .. } | Reply::Status(_) => {
-                Answer::Other
-            }
+            Reply::Hello(_)
+            | Reply::Rows(_)
+            | Reply::ScanEnd { .. }
+            | Reply::Status(_)
+            | Reply::Large => Answer::Other,
         };
         let doubled = self.0.insert(to.request_id, answer);
         assert_eq!(doubled, None, "request {} is answered twice", to.request_id);
