@@ -98,6 +98,8 @@ pub(super) struct Attempts {
     pub(super) last: Option<String>,
     backoff: Backoff,
     redirects: u32,
+    /// The leader is known and cannot be reached: whoever can shall hand the write on.
+    by_detour: bool,
 }
 
 impl Attempts {
@@ -142,6 +144,7 @@ pub(super) async fn ask(
             }
             Err(_) if routes.is_closed() => return Err(Error::Closed),
             Err(error) => {
+                attempts.by_detour = true;
                 attempts.last = Some(error.to_string());
                 routes.turn();
                 pause(routes, scout, request.to, attempts).await;
@@ -149,7 +152,11 @@ pub(super) async fn ask(
             }
         };
         attempts.in_flight = true;
-        let result = send(&link, request).await;
+        let kind = match request.kind {
+            FrameKind::Write if attempts.by_detour => FrameKind::WriteAnywhere,
+            kind => kind,
+        };
+        let result = send(&link, kind, request).await;
         match result {
             Ok(answered) => {
                 let Some(Answer::Refused(refusal)) = answered.answers.first() else {
@@ -199,24 +206,28 @@ impl From<Malformed> for Failure {
     }
 }
 
-async fn send(link: &Arc<Link>, request: &Request<'_>) -> Result<Answered, Failure> {
+async fn send(
+    link: &Arc<Link>,
+    kind: FrameKind,
+    request: &Request<'_>,
+) -> Result<Answered, Failure> {
     let body = (request.encode)();
     let node_id = link.node_id();
-    if request.kind != FrameKind::Scan && body.len() <= LARGE_BYTES {
-        let frame = link.call(request.kind, &body).await?;
+    if kind != FrameKind::Scan && body.len() <= LARGE_BYTES {
+        let frame = link.call(kind, &body).await?;
         match Answer::from_frame(&frame)? {
             Answer::Large => {}
             answer => return Ok(Answered { answers: vec![answer], rest: None, node_id }),
         }
     }
-    let mut alone = link.open(request.kind, &body).await?;
+    let mut alone = link.open(kind, &body).await?;
     let mut answers = Vec::new();
     while answers.is_empty() {
         for frame in alone.read().await? {
             answers.push(Answer::from_frame(&frame)?);
         }
     }
-    let rest = (request.kind == FrameKind::Scan).then(|| alone.into_reader());
+    let rest = (kind == FrameKind::Scan).then(|| alone.into_reader());
     Ok(Answered { answers, rest, node_id })
 }
 
@@ -239,6 +250,12 @@ async fn on_refusal(
                     attempts.redirects += 1;
                 }
                 _ => {
+                    // The leader is known and known to be out of reach: this node shall hand the write on.
+                    // Otherwise another node may know better.
+                    attempts.by_detour = elsewhere.is_some();
+                    if elsewhere.is_none() {
+                        routes.turn();
+                    }
                     routes.leader_is_lost(link.node_id());
                     pause(routes, scout, to, attempts).await;
                 }

@@ -24,8 +24,8 @@ mod wire;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use io::{
-    CheckpointJob, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request, RequestBody,
-    SnapshotAt,
+    CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
+    RequestBody, SnapshotAt,
 };
 pub use open::{Error, OpenOptions, Opened, init, open};
 pub use wire::decode_message;

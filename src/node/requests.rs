@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
+use super::{Forward, Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
 use crate::proto;
 use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, RoleName, Status};
 use crate::proto::command::{Command, Op, key_is_valid};
@@ -35,7 +35,12 @@ impl Node {
         let mut reads = Vec::new();
         for Request { reply_to, body } in input.requests.drain(..) {
             let (consistency, what) = match body {
-                RequestBody::Write(command) => {
+                RequestBody::WriteAnywhere { command, client } if self.elsewhere().is_some() => {
+                    let to = self.elsewhere().expect("it was just there");
+                    output.forwards.push(Forward { to, reply_to, client, command });
+                    continue;
+                }
+                RequestBody::Write(command) | RequestBody::WriteAnywhere { command, .. } => {
                     match self.check_command(&command) {
                         Ok(()) => writes.push((reply_to, command)),
                         Err(refusal) => self.answer_later(reply_to, What::Refuse(refusal)),
@@ -61,6 +66,11 @@ impl Node {
             self.reads.insert(id, reads);
             self.step(Event::Read(id), None, output);
         }
+    }
+
+    /// The leader, if it is another node.
+    fn elsewhere(&self) -> Option<NodeId> {
+        self.raft.leader().filter(|&leader| leader != self.raft.id())
     }
 
     /// Queues an answer that needs nothing but the store as it is.

@@ -9,13 +9,20 @@ use super::authorise::authorise;
 use super::scan;
 use super::shared::Shared;
 use crate::node::{ReplyTo, Request, RequestBody};
-use crate::pki::Who;
+use crate::pki::Identity;
 use crate::proto::client::{Get, Hello, Refusal, Reply, Scan};
 use crate::proto::command::key_is_valid;
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::{FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
 use crate::quic::{self, FrameReader, FrameWriter};
+
+/// Who asks.
+struct Caller {
+    identity: Identity,
+    /// The identity as the certificate has it.
+    uri: Arc<str>,
+}
 
 /// What every connection needs.
 pub(super) struct Clients {
@@ -33,24 +40,24 @@ impl Clients {
             let clients = Arc::clone(&self);
             tokio::spawn(async move {
                 match quic::accept(incoming).await {
-                    Ok((connection, identity)) => clients.serve(connection, identity.who).await,
+                    Ok((connection, identity)) => clients.serve(connection, identity).await,
                     Err(error) => report_refused("client", &error),
                 }
             });
         }
     }
 
-    async fn serve(self: &Arc<Self>, connection: Connection, who: Who) {
-        let who = Arc::new(who);
+    async fn serve(self: &Arc<Self>, connection: Connection, identity: Identity) {
+        let caller = Arc::new(Caller { uri: identity.to_string().into(), identity });
         // Requests share the first stream; those on others are large or scans, and go behind.
         let mut is_shared = true;
         while let Ok((send, recv)) = connection.accept_bi().await {
             // Fails only for a stream that was closed, which the first write reports.
             let _ = send.set_priority(i32::from(is_shared));
-            let (clients, who) = (Arc::clone(self), Arc::clone(&who));
+            let (clients, caller) = (Arc::clone(self), Arc::clone(&caller));
             let connection = connection.clone();
             tokio::spawn(async move {
-                let served = clients.serve_stream(send, recv, is_shared, &who).await;
+                let served = clients.serve_stream(send, recv, is_shared, &caller).await;
                 if let Err(error) = served {
                     tracing::debug!("a client is cut off: {error}");
                     connection.close(2_u32.into(), b"malformed frame");
@@ -65,7 +72,7 @@ impl Clients {
         send: SendStream,
         recv: RecvStream,
         is_shared: bool,
-        who: &Who,
+        caller: &Caller,
     ) -> Result<(), quic::Error> {
         let (writer, driver) = FrameWriter::new(REPLY_BYTES_MAX + self.value_bytes_max);
         // Its error is the stream's end, which the reader sees as well.
@@ -78,7 +85,7 @@ impl Clients {
             let read = reader.read_batch(&mut frames).await;
             let requests = frames
                 .drain(..)
-                .filter_map(|frame| self.take_frame(frame, stream, who, &writer))
+                .filter_map(|frame| self.take_frame(frame, stream, caller, &writer))
                 .collect();
             for busy in self.shared.request(requests) {
                 refuse(&writer, busy, Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
@@ -102,12 +109,14 @@ impl Clients {
         &self,
         frame: Frame,
         stream: u64,
-        who: &Who,
+        caller: &Caller,
         writer: &FrameWriter,
     ) -> Option<(Request, usize)> {
         let reply_to = ReplyTo { stream, request_id: frame.request_id };
         let bytes = frame.body.len() + REQUEST_OVERHEAD_BYTES;
-        match authorise(who, frame.kind).and_then(|()| self.decode(frame, reply_to, writer)) {
+        let decoded = authorise(&caller.identity.who, frame.kind)
+            .and_then(|()| self.decode(frame, reply_to, caller, writer));
+        match decoded {
             Ok(body) => Some((Request { reply_to, body }, bytes)),
             Err(refusal) => {
                 refuse(writer, reply_to, refusal);
@@ -120,6 +129,7 @@ impl Clients {
         &self,
         frame: Frame,
         reply_to: ReplyTo,
+        caller: &Caller,
         writer: &FrameWriter,
     ) -> Result<RequestBody, Refusal> {
         let invalid = |reason: String| Refusal::Invalid { reason };
@@ -134,6 +144,10 @@ impl Clients {
                 Ok(RequestBody::Hello)
             }
             FrameKind::Write => Ok(RequestBody::Write(frame.body)),
+            FrameKind::WriteAnywhere => {
+                let client = Arc::clone(&caller.uri);
+                Ok(RequestBody::WriteAnywhere { command: frame.body, client })
+            }
             FrameKind::Get => {
                 let get: Get<'_> = proto::decode(&frame.body, "get").map_err(malformed)?;
                 if get.key.is_empty() {
@@ -158,7 +172,8 @@ impl Clients {
             | FrameKind::Raft
             | FrameKind::Snapshot
             | FrameKind::SnapshotChunk
-            | FrameKind::SnapshotDone => Err(invalid("not a request".to_owned())),
+            | FrameKind::SnapshotDone
+            | FrameKind::Forward => Err(invalid("not a request".to_owned())),
         }
     }
 }
@@ -173,7 +188,7 @@ pub(super) fn report_refused(port: &str, error: &quic::Error) {
 }
 
 /// Answers a request that the node never sees.
-fn refuse(writer: &FrameWriter, to: ReplyTo, refusal: Refusal) {
+pub(super) fn refuse(writer: &FrameWriter, to: ReplyTo, refusal: Refusal) {
     let pushed = writer.push(|buffer| {
         encode_frame(buffer, FrameKind::Reply, to.request_id, |body| {
             proto::encode(&Reply::Refused(refusal), body);

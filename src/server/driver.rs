@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::peers::Links;
 use super::shared::Shared;
-use super::{Error, snapshots};
+use super::{Error, forward, snapshots};
 use crate::node::run::Threads;
 use crate::node::{Input, Node, Output};
 use crate::raft::{NodeId, RoleKind};
@@ -84,6 +84,9 @@ impl Driver {
         for to in output.send_snapshots.drain(..) {
             let shared = Arc::clone(&self.shared);
             snapshots::send(shared, self.links.connection(to), to, self.node.term(), &self.data);
+        }
+        for forward in output.forwards.drain(..) {
+            forward::send(&self.shared, self.links.connection(forward.to), forward);
         }
         if sends {
             // The links' tasks run before the store does: replication never waits for applying.

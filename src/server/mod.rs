@@ -8,12 +8,15 @@
 //! a client that does not read its answers loses its stream. Nobody gets here without a certificate of
 //! the cluster's CA; `authorise` is the only place where rights are decided.
 //!
-//! **What is left out.** Roles, terms and files: `node` has those. Forwarding writes to the leader: a
-//! client is told who leads.
+//! A client that asks a node which does not lead is told who does; `forward` hands its write on if it cannot
+//! go there itself.
+//!
+//! **What is left out.** Roles, terms and files: `node` has those.
 
 mod authorise;
 mod clients;
 mod driver;
+mod forward;
 mod peers;
 mod scan;
 mod settings;

@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::node::{Input, ReceivedSnapshot, Replies, ReplyTo, Request};
-use crate::proto::client::Reply;
+use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::LARGE_BYTES;
 use crate::quic::FrameWriter;
@@ -19,7 +19,6 @@ use crate::wal::Batch;
 /// A scan may read with this reader at this revision.
 pub(super) type ScanReady = (Reader, Index);
 
-#[derive(Default)]
 pub(super) struct Shared {
     input: Mutex<Input>,
     /// Rung when there is input.
@@ -29,6 +28,22 @@ pub(super) struct Shared {
     streams: Mutex<HashMap<u64, Stream>>,
     scans: Mutex<HashMap<ReplyTo, oneshot::Sender<ScanReady>>>,
     next_stream: AtomicU64,
+    /// Writes on their way to the leader; more are refused as `Busy`.
+    pub(super) forwards: Arc<Semaphore>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            input: Mutex::default(),
+            bell: Notify::new(),
+            drained: Notify::new(),
+            streams: Mutex::default(),
+            scans: Mutex::default(),
+            next_stream: AtomicU64::new(0),
+            forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+        }
+    }
 }
 
 /// A client's stream, as answers see it.
@@ -109,6 +124,36 @@ impl Shared {
         refused
     }
 
+    /// Answers a request that waits with a refusal.
+    pub(super) fn refuse(&self, to: ReplyTo, refusal: Refusal) {
+        self.answer(to, |body| crate::proto::encode(&Reply::Refused(refusal), body));
+    }
+
+    /// Answers a request with the body of another node's answer.
+    pub(super) fn relay(&self, to: ReplyTo, body: &[u8]) {
+        self.answer(to, |buffer| buffer.extend_from_slice(body));
+    }
+
+    fn answer(&self, to: ReplyTo, encode: impl FnOnce(&mut Vec<u8>)) {
+        let mut streams = lock(&self.streams);
+        let Some(stream) = streams.get_mut(&to.stream) else { return };
+        let pushed = stream
+            .writer
+            .push(|buffer| encode_frame(buffer, FrameKind::Reply, to.request_id, encode));
+        stream.pending = stream.pending.saturating_sub(1);
+        let is_over = stream.ending && stream.pending == 0;
+        // A client that does not read its answers loses the stream, not the node its memory.
+        if pushed.is_err() || is_over {
+            stream.writer.close();
+            streams.remove(&to.stream);
+        }
+    }
+
+    /// Whether long answers must not stand on this stream before others.
+    fn is_shared(&self, stream: u64) -> bool {
+        lock(&self.streams).get(&stream).is_some_and(|stream| stream.is_shared)
+    }
+
     /// Registers a stream under a new number.
     pub(super) fn open_stream(&self, writer: FrameWriter, is_shared: bool) -> u64 {
         let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
@@ -148,26 +193,15 @@ impl Shared {
 impl Replies for &Shared {
     fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
         lock(&self.scans).remove(&to);
-        let mut streams = lock(&self.streams);
-        let Some(stream) = streams.get_mut(&to.stream) else { return };
         let reply = match reply {
-            Reply::Value { value, .. } if stream.is_shared && value.len() > LARGE_BYTES => {
+            Reply::Value { value, .. }
+                if value.len() > LARGE_BYTES && self.is_shared(to.stream) =>
+            {
                 &Reply::Large
             }
             reply => reply,
         };
-        let pushed = stream.writer.push(|buffer| {
-            encode_frame(buffer, FrameKind::Reply, to.request_id, |body| {
-                crate::proto::encode(reply, body);
-            });
-        });
-        stream.pending = stream.pending.saturating_sub(1);
-        let is_over = stream.ending && stream.pending == 0;
-        // A client that does not read its answers loses the stream, not the node its memory.
-        if pushed.is_err() || is_over {
-            stream.writer.close();
-            streams.remove(&to.stream);
-        }
+        self.answer(to, |body| crate::proto::encode(reply, body));
     }
 
     fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index) {
@@ -185,5 +219,7 @@ impl Replies for &Shared {
 const PEER_MESSAGES_MAX: usize = 4096;
 /// Requests that wait for a turn; more are refused as `Busy`.
 const REQUESTS_MAX: usize = 65_536;
+/// Writes that wait for another node's answer.
+const FORWARDS_MAX: usize = 1024;
 /// Bytes of requests that wait for a turn; more are refused as `Busy`.
 const REQUEST_BYTES_MAX: usize = 256 << 20;
