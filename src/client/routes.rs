@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::connection::Link;
 use super::transport::{DialError, Transport};
@@ -18,6 +19,8 @@ use crate::proto::client::{HelloReply, MemberInfo};
 
 /// How long an address that failed is left alone.
 const DOWN_FOR: Duration = Duration::from_millis(50);
+/// How long one who may lead may take to answer a dial before others are asked.
+const LEADER_PATIENCE: Duration = Duration::from_millis(300);
 /// How long one that did not even answer is: each try costs a timeout, and the others hand writes on.
 const SILENT_FOR: Duration = Duration::from_secs(1);
 
@@ -90,7 +93,14 @@ impl Routes {
             To::Any | To::Node(_) => None,
         };
         let (address, name) = self.address(to, leader)?;
-        let result = self.link_to(address, name).await;
+        let dialled = self.link_to(address.clone(), name);
+        let result = match to {
+            // A leader that hangs has a successor soon; the dial goes on meanwhile, for the next who asks.
+            To::Leader => timeout(LEADER_PATIENCE, dialled)
+                .await
+                .unwrap_or_else(|_| Err(DialError::silent(&address))),
+            To::Any | To::Node(_) => dialled.await,
+        };
         if let (Err(_), Some(leader)) = (&result, leader) {
             self.leader_is_lost(leader);
         }

@@ -53,7 +53,7 @@ impl DialError {
     }
 
     /// Nothing came back.
-    fn silent(address: &str) -> DialError {
+    pub(super) fn silent(address: &str) -> DialError {
         DialError { silent: true, ..DialError::unreachable(address, "no answer in time") }
     }
 

@@ -124,6 +124,7 @@ impl Driver {
         }
         if self.node.leader() != self.leader {
             self.leader = self.node.leader();
+            self.shared.leader_changed.notify_waiters();
             let own = self.node.role() == RoleKind::Leader;
             match self.leader {
                 Some(leader) if !own => {

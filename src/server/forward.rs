@@ -36,10 +36,14 @@ pub(super) fn send(shared: &Arc<Shared>, connection: Option<Connection>, forward
     };
     tokio::spawn(async move {
         let _permit = permit;
-        match timeout(PATIENCE, ask(&connection, &forward)).await {
-            Ok(Some(answer)) => shared.relay(forward.reply_to, &answer.body),
+        let answer = tokio::select! {
+            answer = timeout(PATIENCE, ask(&connection, &forward)) => answer.ok().flatten(),
+            () = shared.leader_changed.notified() => None,
+        };
+        match answer {
+            Some(answer) => shared.relay(forward.reply_to, &answer.body),
             // It may have left: only the client's session can tell.
-            Ok(None) | Err(_) => shared.refuse(forward.reply_to, Refusal::Unknown),
+            None => shared.refuse(forward.reply_to, Refusal::Unknown),
         }
     });
 }
@@ -92,6 +96,6 @@ fn decode(frame: &Frame) -> Result<bytes::Bytes, Refusal> {
 }
 
 /// How long the leader may take: then the client hears that nobody knows.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a refused client should wait.
 const BUSY_RETRY_MS: u32 = 20;

@@ -25,6 +25,8 @@ pub(super) struct Shared {
     pub(super) bell: Notify,
     /// Rung when a turn has taken the input.
     drained: Notify,
+    /// Rung when another node leads, or none.
+    pub(super) leader_changed: Notify,
     streams: Mutex<HashMap<u64, Stream>>,
     scans: Mutex<HashMap<ReplyTo, oneshot::Sender<ScanReady>>>,
     next_stream: AtomicU64,
@@ -38,6 +40,7 @@ impl Default for Shared {
             input: Mutex::default(),
             bell: Notify::new(),
             drained: Notify::new(),
+            leader_changed: Notify::new(),
             streams: Mutex::default(),
             scans: Mutex::default(),
             next_stream: AtomicU64::new(0),
