@@ -27,7 +27,7 @@ pub use io::{
     CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
     RequestBody, SnapshotAt,
 };
-pub use open::{Error, OpenOptions, Opened, init, open};
+pub use open::{Error, OpenOptions, Opened, init, open, snapshots_dir};
 pub use wire::decode_message;
 
 use crate::proto::client::MemberInfo;

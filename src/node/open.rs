@@ -105,7 +105,7 @@ pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error>
     if !recovered.is_new {
         return Err(Error::NotEmpty(options.dir.clone()));
     }
-    snapshot::create_dir(&snapshots_dir(&options.dir))?;
+    snapshots_dir(&options.disk, &options.dir).create()?;
     let mut body = Vec::new();
     proto::encode(membership, &mut body);
     let mut builder = BatchBuilder::new(Index(1));
@@ -129,8 +129,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     if recovered.is_new || (recovered.entries.is_empty() && recovered.base.0 == Index(0)) {
         return Err(Error::Empty(options.dir));
     }
-    let snapshots = snapshots_dir(&options.dir);
-    let found = snapshot::load_newest(&snapshots, options.store)?;
+    let found = snapshots_dir(&options.disk, &options.dir).load_newest(options.store)?;
     let damaged: Vec<String> = found.damaged.iter().map(ToString::to_string).collect();
     notes.extend(damaged.iter().cloned());
     let (store, newest, snapshot_membership) = match found.loaded {
@@ -191,9 +190,9 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     Ok(Opened { node, writer, notes })
 }
 
-/// Where snapshots are.
-pub(super) fn snapshots_dir(dir: &Path) -> PathBuf {
-    dir.join("snapshots")
+/// Where the snapshots of a data directory are.
+pub fn snapshots_dir(disk: &Arc<dyn Disk>, data: &Path) -> snapshot::Dir {
+    snapshot::Dir::new(Arc::clone(disk), data.join("snapshots"))
 }
 
 fn has_log(options: &OpenOptions) -> bool {

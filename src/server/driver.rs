@@ -2,7 +2,6 @@
 //! wake the sync thread, queue for peers, let the links send; then apply and reply. There is no timer
 //! but the tick: a turn takes whatever arrived, so batches grow with load by themselves.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +13,7 @@ use super::{Error, forward, snapshots};
 use crate::node::run::Threads;
 use crate::node::{Input, Node, Output};
 use crate::raft::{NodeId, RoleKind};
+use crate::store::snapshot;
 
 /// The unit of the core's time.
 pub(super) const TICK: Duration = Duration::from_millis(10);
@@ -23,7 +23,7 @@ pub(super) struct Driver {
     pub(super) threads: Threads,
     pub(super) shared: Arc<Shared>,
     pub(super) links: Links,
-    pub(super) data: PathBuf,
+    pub(super) snapshots: snapshot::Dir,
     pub(super) leader: Option<NodeId>,
 }
 
@@ -83,7 +83,8 @@ impl Driver {
         self.links.send(output.messages.drain(..));
         for to in output.send_snapshots.drain(..) {
             let shared = Arc::clone(&self.shared);
-            snapshots::send(shared, self.links.connection(to), to, self.node.term(), &self.data);
+            let (connection, dir) = (self.links.connection(to), self.snapshots.clone());
+            snapshots::send(shared, connection, to, self.node.term(), dir);
         }
         for forward in output.forwards.drain(..) {
             forward::send(&self.shared, self.links.connection(forward.to), forward);

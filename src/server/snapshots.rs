@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quinn::{Connection, RecvStream, SendStream};
@@ -49,9 +48,8 @@ pub(super) fn send(
     connection: Option<Connection>,
     to: NodeId,
     term: Term,
-    data: &Path,
+    dir: snapshot::Dir,
 ) {
-    let dir = data.join("snapshots");
     tokio::spawn(async move {
         let sent = match connection {
             Some(connection) => send_to(&connection, term, dir).await,
@@ -66,8 +64,8 @@ pub(super) fn send(
     });
 }
 
-async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<Index, Error> {
-    let listed = blocking(move || snapshot::list(&dir)).await??;
+async fn send_to(connection: &Connection, term: Term, dir: snapshot::Dir) -> Result<Index, Error> {
+    let listed = blocking(move || dir.list()).await??;
     let (index, path) = listed.into_iter().next().ok_or(Error::None)?;
     let mut file = std::fs::File::open(path)?;
     let bytes = file.metadata()?.len();
@@ -107,15 +105,14 @@ async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<In
 
 /// Takes in snapshots, one at a time.
 pub(super) struct Receiver {
-    dir: PathBuf,
+    dir: snapshot::Dir,
     cluster_id: [u8; 16],
     store: store::Options,
     busy: tokio::sync::Mutex<()>,
 }
 
 impl Receiver {
-    pub(super) fn new(data: &Path, cluster_id: [u8; 16], store: store::Options) -> Receiver {
-        let dir = data.join("snapshots");
+    pub(super) fn new(dir: snapshot::Dir, cluster_id: [u8; 16], store: store::Options) -> Receiver {
         Receiver { dir, cluster_id, store, busy: tokio::sync::Mutex::new(()) }
     }
 
@@ -175,10 +172,10 @@ impl Receiver {
             }
             incoming = blocking(move || incoming.write(&chunk.body).map(|()| incoming)).await??;
         }
-        let (cluster, options) = (self.cluster_id, self.store);
+        let (dir, cluster, options) = (self.dir.clone(), self.cluster_id, self.store);
         let (store, meta) = blocking(move || -> Result<(Store, snapshot::SnapshotMeta), Error> {
             let path = incoming.finish(&cluster)?;
-            Ok(Store::load(&path, options)?)
+            Ok(Store::load(&dir, &path, options)?)
         })
         .await??;
         let membership: Membership = proto::decode(&meta.membership, "membership")?;
