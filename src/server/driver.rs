@@ -65,10 +65,7 @@ impl Driver {
     }
 
     async fn turn(&mut self, input: &mut Input, output: &mut Output) -> Result<(), Error> {
-        let (ticks, transfer) = (input.ticks, input.transfer);
         self.shared.take_input(input);
-        input.ticks += ticks;
-        input.transfer |= transfer;
         let reports = self.threads.take_reports();
         if let Some(error) = reports.failure {
             return Err(Error::Log(error));

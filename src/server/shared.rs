@@ -63,9 +63,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Moves everything that arrived into `input`, which must be empty.
+    /// Adds everything that arrived to `input`, which has no more than ticks and a transfer yet.
     pub(super) fn take_input(&self, input: &mut Input) {
+        // Taken, for what stays in the buffer that is given back would arrive once more.
+        let (ticks, transfer) =
+            (std::mem::take(&mut input.ticks), std::mem::take(&mut input.transfer));
         std::mem::swap(&mut *lock(&self.input), input);
+        input.ticks += ticks;
+        input.transfer |= transfer;
         self.drained.notify_waiters();
     }
 
@@ -223,3 +228,22 @@ const REQUESTS_MAX: usize = 65_536;
 const FORWARDS_MAX: usize = 1024;
 /// Bytes of requests that wait for a turn; more are refused as `Busy`.
 const REQUEST_BYTES_MAX: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_and_a_transfer_arrive_once() {
+        let shared = Shared::default();
+        let mut input = Input { ticks: 1, transfer: true, ..Input::default() };
+        shared.take_input(&mut input);
+        assert!(input.ticks == 1 && input.transfer);
+        // The node's turn.
+        (input.ticks, input.transfer) = (0, false);
+        for turn in 0..3 {
+            shared.take_input(&mut input);
+            assert!(input.ticks == 0 && !input.transfer, "turn {turn}: {} ticks", input.ticks);
+        }
+    }
+}
