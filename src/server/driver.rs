@@ -96,6 +96,12 @@ impl Driver {
             self.threads.checkpoint(job);
         }
         self.report(output);
+        if std::mem::take(&mut output.again) {
+            self.shared.bell.notify_one();
+            // A bell that rings already does not let the other tasks run, nor the clock: a long backlog would silence
+            // the node until it is applied.
+            tokio::task::yield_now().await;
+        }
         match output.failure.take() {
             Some(error) => Err(Error::Log(error)),
             None => Ok(()),
@@ -130,9 +136,6 @@ impl Driver {
                 Some(_) => {}
                 None => tracing::info!("has no leader"),
             }
-        }
-        if std::mem::take(&mut output.again) {
-            self.shared.bell.notify_one();
         }
     }
 }
