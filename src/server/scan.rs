@@ -1,11 +1,12 @@
 //! Scans: each reads the store at one revision, page by page, as fast as its client takes the pages.
 
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::shared::ScanReady;
+use super::shared::{ScanReady, Shared};
 use crate::node::ReplyTo;
 use crate::proto;
 use crate::proto::client::{Reply, Row, Scan, ScanMode};
@@ -46,9 +47,20 @@ struct Place {
     more: bool,
 }
 
-/// Answers a scan once it may read; ends silently when the request was refused or the client is gone.
-pub(super) async fn run(plan: Plan, ready: oneshot::Receiver<ScanReady>, writer: FrameWriter) {
+/// Answers a scan once it may read, and ends its stream; ends silently when the request was refused.
+pub(super) async fn run(
+    plan: Plan,
+    ready: oneshot::Receiver<ScanReady>,
+    writer: FrameWriter,
+    shared: Arc<Shared>,
+) {
     let Ok(ready) = ready.await else { return };
+    answer(&plan, &ready, &writer).await;
+    shared.drop_stream(plan.reply_to.stream);
+}
+
+/// Sends page after page; ends early when the client is gone.
+async fn answer(plan: &Plan, ready: &ScanReady, writer: &FrameWriter) {
     let mut place = Place { after: None, rows: 0, is_over: false, more: false };
     while !place.is_over {
         // A page a turn of the runtime: heartbeats pass between them.
@@ -59,20 +71,18 @@ pub(super) async fn run(plan: Plan, ready: oneshot::Receiver<ScanReady>, writer:
             }
             tokio::time::sleep(QUEUE_PATIENCE).await;
         }
-        let page = writer.push(|buffer| page(&plan, &ready, &mut place, buffer));
+        let page = writer.push(|buffer| page(plan, ready, &mut place, buffer));
         if page.is_err() {
             return;
         }
     }
     let end = Reply::ScanEnd { rows: place.rows, revision: ready.1.0, more: place.more };
-    let pushed = writer.push(|buffer| {
+    // The error is that the client is gone.
+    let _ = writer.push(|buffer| {
         encode_frame(buffer, FrameKind::Reply, plan.reply_to.request_id, |body| {
             proto::encode(&end, body);
         });
     });
-    if pushed.is_ok() {
-        writer.close();
-    }
 }
 
 /// Appends the next page to `buffer`, if it has rows.
