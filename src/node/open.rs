@@ -171,6 +171,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         let reason = format!("the log ends in term {last_term}, after the node's own");
         return Err(Error::Contradiction { dir: options.dir, reason });
     }
+    let next_read = first_read(options.raft.seed);
     let membership = MembershipAt { index: base.0, membership: snapshot_membership };
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
     let log_bytes = recovered_bytes;
@@ -181,7 +182,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         store,
         writes: VecDeque::new(),
         proposals: VecDeque::new(),
-        next_read: ReadId(1),
+        next_read,
         reads: BTreeMap::new(),
         ready: Vec::new(),
         snapshots: Snapshots { newest, running: false, log_bytes },
@@ -194,6 +195,14 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
 /// Where snapshots are.
 pub(super) fn snapshots_dir(dir: &Path) -> PathBuf {
     dir.join("snapshots")
+}
+
+/// Where the names of reads begin: elsewhere at each start, or a leader's answer to a read of the process before this
+/// one would answer another read of ours, with an index from before it was asked.
+fn first_read(seed: u64) -> ReadId {
+    let spread = (seed ^ seed >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    // Half of all numbers, so that there are as many to count on.
+    ReadId(spread >> 1)
 }
 
 fn has_log(options: &OpenOptions) -> bool {

@@ -14,7 +14,7 @@ use quicraft::node::{
 };
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
-use quicraft::raft::{Config, Index, Membership, Message, NodeId, RoleKind};
+use quicraft::raft::{Body, Config, Index, Membership, Message, NodeId, ReadId, RoleKind};
 use quicraft::store::snapshot::{self, SnapshotMeta};
 use quicraft::store::{self, Pace, Reader, Store};
 use quicraft::wal::{self, Batch, Writer};
@@ -71,6 +71,8 @@ pub(crate) struct Cluster {
     next_request: u64,
     starts: u64,
     pub(crate) snapshots_sent: usize,
+    /// The names under which followers asked for a read index.
+    pub(crate) reads_asked: Vec<ReadId>,
     _dir: tempfile::TempDir,
 }
 
@@ -98,6 +100,7 @@ impl Cluster {
             next_request: 1,
             starts: 0,
             snapshots_sent: 0,
+            reads_asked: Vec::new(),
             _dir: dir,
         };
         let membership = Membership::of((1..=size as u64).map(NodeId));
@@ -244,6 +247,9 @@ impl Cluster {
         let is_cut = self.isolated == Some(from) || self.isolated == Some(to);
         if is_cut || self.cells[to].running.is_none() {
             return;
+        }
+        if let Body::ReadIndex { id } = message.body {
+            self.reads_asked.push(id);
         }
         // Through the wire's own encoding, as between processes.
         let mut bytes = Vec::new();

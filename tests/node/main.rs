@@ -40,6 +40,29 @@ fn a_follower_serves_linearizable_reads() {
     assert_eq!(cluster.get(follower, "k"), Answer::Value(b"v".to_vec()));
 }
 
+/// An answer to a question of the process before may still be under way: its index is too old for a new question.
+#[test]
+fn a_restarted_follower_asks_for_reads_under_new_names() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    let follower = (leader + 1) % 3;
+    for seq in 1..=3 {
+        cluster.write(leader, &put(session, seq, "k", "v"));
+        for _ in 0..5 {
+            cluster.get(follower, "k");
+        }
+        cluster.crash(follower);
+        cluster.start(follower);
+        cluster.run(5);
+    }
+    let asked = &mut cluster.reads_asked;
+    let count = asked.len();
+    asked.sort_unstable();
+    asked.dedup();
+    assert!(count >= 15 && asked.len() == count, "{count} questions, {} names", asked.len());
+}
+
 #[test]
 fn a_retried_append_applies_once_also_at_another_leader() {
     let mut cluster = Cluster::new(3);
