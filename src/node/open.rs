@@ -102,7 +102,8 @@ pub struct Opened {
 /// [`Error::NotEmpty`] if there is a node in it already; otherwise what the disk says.
 pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error> {
     let wal::Opened { mut log, mut writer, recovered } = open_log(options)?;
-    if !recovered.is_new {
+    // Also what an earlier try left behind that did not come to its end.
+    if !is_blank(&recovered) {
         return Err(Error::NotEmpty(options.dir.clone()));
     }
     snapshot::create_dir(&snapshots_dir(&options.dir))?;
@@ -126,7 +127,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     }
     let wal::Opened { mut log, mut writer, recovered } = open_log(&options)?;
     let mut notes: Vec<String> = recovered.torn.iter().cloned().collect();
-    if recovered.is_new || (recovered.entries.is_empty() && recovered.base.0 == Index(0)) {
+    if is_blank(&recovered) {
         return Err(Error::Empty(options.dir));
     }
     let snapshots = snapshots_dir(&options.dir);
@@ -208,6 +209,11 @@ fn first_read(seed: u64) -> ReadId {
 fn has_log(options: &OpenOptions) -> bool {
     let wal = options.dir.join("wal");
     options.disk.list(&wal).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
+}
+
+/// Whether nothing was ever logged: no node ran here, so none has voted or confirmed anything.
+fn is_blank(recovered: &wal::Recovered) -> bool {
+    recovered.entries.is_empty() && recovered.base.0 == Index(0)
 }
 
 fn open_log(options: &OpenOptions) -> Result<wal::Opened, Error> {

@@ -169,6 +169,23 @@ impl Cluster {
         }
     }
 
+    /// Makes and starts a node on a new disk whose `nth` sync fails and whose power is cut then; gives whether the first
+    /// try to make it failed.
+    pub(crate) fn start_after_broken_init(&mut self, node: usize, nth: u64) -> bool {
+        self.cells[node].running = None;
+        self.cells[node].disk = MemDisk::new();
+        self.cells[node].dir = self.cells[node].dir.with_extension(format!("broken{nth}"));
+        let membership = Membership::of((1..=self.cells.len() as u64).map(NodeId));
+        self.cells[node].disk.fail_sync(nth);
+        let broke = node::init(&self.options(node), &membership).is_err();
+        self.cells[node].disk.crash();
+        if broke {
+            node::init(&self.options(node), &membership).unwrap_or_else(|e| panic!("{nth}: {e}"));
+        }
+        self.start(node);
+        broke
+    }
+
     pub(crate) fn isolate(&mut self, node: usize) {
         self.isolated = Some(node);
     }

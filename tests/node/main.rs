@@ -153,6 +153,13 @@ fn a_node_without_its_data_does_not_come_back() {
 }
 
 #[test]
+fn a_node_that_was_half_made_can_be_made_again() {
+    let mut cluster = Cluster::new(1);
+    let broken = (1..).take_while(|&nth| cluster.start_after_broken_init(0, nth)).count();
+    assert!(broken >= 4, "only {broken} syncs make a node");
+}
+
+#[test]
 fn commands_that_clients_may_not_send_are_refused() {
     let mut cluster = Cluster::new(1);
     let leader = cluster.elect();
