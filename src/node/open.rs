@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{About, Node, SnapshotAt, Snapshots, wire};
+use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
 use crate::raft::{
@@ -183,6 +183,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         store,
         writes: VecDeque::new(),
         proposals: VecDeque::new(),
+        growth: Growth::default(),
         next_read,
         reads: BTreeMap::new(),
         ready: Vec::new(),

@@ -159,6 +159,28 @@ fn a_node_that_was_half_made_can_be_made_again() {
     assert!(broken >= 4, "only {broken} syncs make a node");
 }
 
+/// Each append makes a new version of the whole value; hundreds of them in one turn must not take more memory than
+/// there is, for what is committed must be applied.
+#[test]
+fn appends_to_a_long_value_are_held_back_by_the_room_for_their_versions() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    cluster.write(leader, &put(session, 1, "long", &"v".repeat((1 << 20) - 1000)));
+    let asked: Vec<u64> =
+        (2..400).map(|seq| cluster.ask_write(leader, &append(session, seq, "long", "x"))).collect();
+    cluster.run(20);
+    let answers: Vec<_> = asked.iter().map(|&ask| cluster.answer(leader, ask)).collect();
+    let is_done = |a: &&Option<Answer>| matches!(a, Some(Answer::Outcome(Outcome::Written { .. })));
+    let is_busy = |a: &&Option<Answer>| matches!(a, Some(Answer::Refused(Refusal::Busy { .. })));
+    let (done, busy) =
+        (answers.iter().filter(is_done).count(), answers.iter().filter(is_busy).count());
+    assert!(done > 100 && busy > 100 && done + busy == 398, "{done} applied, {busy} held back");
+    let ask = cluster.ask_write(leader, &append(session, 1000, "long", "x"));
+    cluster.run(20);
+    assert_eq!(cluster.answer(leader, ask), Some(Answer::Refused(Refusal::NoSpace)));
+}
+
 #[test]
 fn commands_that_clients_may_not_send_are_refused() {
     let mut cluster = Cluster::new(1);
