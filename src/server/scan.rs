@@ -99,8 +99,17 @@ fn page(plan: &Plan, (reader, at): &ScanReady, place: &mut Place, buffer: &mut V
         None => {}
     }
     let (mut rows, mut bytes, mut scanned) = (Vec::new(), 0, 0);
+    let (mut scan, mut steps) = (reader.scan(range, *at), PAGE_STEPS_MAX);
     place.is_over = true;
-    for row in reader.scan(range, *at) {
+    loop {
+        let row = match scan.next_within(&mut steps) {
+            Ok(Some(row)) => row,
+            Ok(None) => break,
+            Err(seen) => {
+                (place.after, place.is_over) = (Some(seen.to_vec()), false);
+                break;
+            }
+        };
         if place.rows >= plan.limit {
             place.more = true;
             break;
@@ -125,6 +134,61 @@ fn page(plan: &Plan, (reader, at): &ScanReady, place: &mut Place, buffer: &mut V
     }
 }
 
+/// Keys that one page looks at, deleted ones too: a long row of those must not hold up the node.
+const PAGE_STEPS_MAX: usize = 4 * SCAN_PAGE_ROWS_MAX;
 /// Pages that wait for a slow client; the scan waits with it.
 const QUEUED_BYTES_MAX: usize = 256 << 10;
 const QUEUE_PATIENCE: Duration = Duration::from_millis(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::client::Consistency;
+    use crate::proto::command::{Command, Op, Outcome};
+    use crate::raft::Index;
+    use crate::store::{Options, Store};
+
+    #[test]
+    fn a_long_row_of_deleted_keys_is_passed_in_steps() {
+        let options = Options { arena_bytes: 64 << 20, hash_seed: 1 };
+        let mut store = Store::new(options).expect("there is room");
+        let session = match store.apply(Index(1), &Command::OpenSession) {
+            Outcome::SessionOpened(session) => session,
+            other => panic!("{other:?}"),
+        };
+        let mut seq = 0;
+        let mut write = |op: Op<'_>| {
+            seq += 1;
+            let command = Command::Write { session, seq, answered_below: seq, op };
+            let index = store.revision().next();
+            store.apply(index, &command);
+        };
+        let keys: Vec<String> = (0..20_000).map(|number| format!("{number:05}")).collect();
+        for key in &keys {
+            write(Op::Put { key: key.as_bytes(), value: b"v" });
+            if key != "10000" {
+                write(Op::Delete { key: key.as_bytes() });
+            }
+        }
+        for reverse in [false, true] {
+            let scan = Scan {
+                from: b"",
+                to: None,
+                limit: u64::MAX,
+                reverse,
+                mode: ScanMode::Count,
+                consistency: Consistency::Local,
+            };
+            let plan = Plan::new(&scan, ReplyTo { stream: 1, request_id: 1 });
+            let ready = (store.reader(), store.revision());
+            let mut place = Place { after: None, rows: 0, is_over: false, more: false };
+            let mut pages = 0;
+            while !place.is_over {
+                page(&plan, &ready, &mut place, &mut Vec::new());
+                pages += 1;
+            }
+            assert_eq!((place.rows, place.more), (1, false));
+            assert!((5..10).contains(&pages), "{pages} pages");
+        }
+    }
+}
