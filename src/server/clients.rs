@@ -163,8 +163,10 @@ impl Clients {
                 let scan: Scan<'_> = proto::decode(&frame.body, "scan").map_err(malformed)?;
                 let consistency = scan.consistency;
                 let plan = scan::Plan::new(&scan, reply_to);
-                let ready = self.shared.wait_for_scan(reply_to);
-                tokio::spawn(scan::run(plan, ready, writer.clone()));
+                let Some(ready) = self.shared.wait_for_scan(reply_to) else {
+                    return Err(invalid("a scan needs a stream of its own".to_owned()));
+                };
+                tokio::spawn(scan::run(plan, ready, writer.clone(), Arc::clone(&self.shared)));
                 Ok(RequestBody::Scan { consistency })
             }
             FrameKind::Status => Ok(RequestBody::Status),

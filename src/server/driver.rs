@@ -65,10 +65,7 @@ impl Driver {
     }
 
     async fn turn(&mut self, input: &mut Input, output: &mut Output) -> Result<(), Error> {
-        let (ticks, transfer) = (input.ticks, input.transfer);
         self.shared.take_input(input);
-        input.ticks += ticks;
-        input.transfer |= transfer;
         let reports = self.threads.take_reports();
         if let Some(error) = reports.failure {
             return Err(Error::Log(error));
@@ -100,6 +97,12 @@ impl Driver {
             self.threads.checkpoint(job);
         }
         self.report(output);
+        if std::mem::take(&mut output.again) {
+            self.shared.bell.notify_one();
+            // A bell that rings already does not let the other tasks run, nor the clock: a long backlog would silence
+            // the node until it is applied.
+            tokio::task::yield_now().await;
+        }
         match output.failure.take() {
             Some(error) => Err(Error::Log(error)),
             None => Ok(()),
@@ -135,9 +138,6 @@ impl Driver {
                 Some(_) => {}
                 None => tracing::info!("has no leader"),
             }
-        }
-        if std::mem::take(&mut output.again) {
-            self.shared.bell.notify_one();
         }
     }
 }

@@ -245,6 +245,7 @@ pub(super) async fn accept(
     shared: Arc<Shared>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
+        let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else { continue };
         let (members, receiver) = (Arc::clone(&members), Arc::clone(&receiver));
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -325,6 +326,9 @@ async fn read(stream: RecvStream, peer: NodeId, shared: &Shared) -> Result<(), q
     Ok(())
 }
 
+/// Connections with the other members both ways, twice over after a reconnection, and handshakes of strangers, who get
+/// no further; more are refused.
+const CONNECTIONS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const OPEN_PATIENCE: Duration = Duration::from_secs(1);

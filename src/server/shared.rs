@@ -58,6 +58,8 @@ struct Stream {
     pending: usize,
     /// The client asks nothing more here.
     ending: bool,
+    /// A scan has it to itself.
+    scans: bool,
 }
 
 /// Nothing is left half done under these locks that a panic could break.
@@ -66,9 +68,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Moves everything that arrived into `input`, which must be empty.
+    /// Adds everything that arrived to `input`, which has no more than ticks and a transfer yet.
     pub(super) fn take_input(&self, input: &mut Input) {
+        // Taken, for what stays in the buffer that is given back would arrive once more.
+        let (ticks, transfer) =
+            (std::mem::take(&mut input.ticks), std::mem::take(&mut input.transfer));
         std::mem::swap(&mut *lock(&self.input), input);
+        input.ticks += ticks;
+        input.transfer |= transfer;
         self.drained.notify_waiters();
     }
 
@@ -109,6 +116,8 @@ impl Shared {
                 let is_full = input.requests.len() >= REQUESTS_MAX
                     || input.request_bytes + bytes > REQUEST_BYTES_MAX;
                 if is_full {
+                    // A scan's task ends without its sender.
+                    lock(&self.scans).remove(&request.reply_to);
                     refused.push(request.reply_to);
                 } else {
                     *accepted.entry(request.reply_to.stream).or_default() += 1;
@@ -160,7 +169,8 @@ impl Shared {
     /// Registers a stream under a new number.
     pub(super) fn open_stream(&self, writer: FrameWriter, is_shared: bool) -> u64 {
         let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
-        lock(&self.streams).insert(id, Stream { writer, is_shared, pending: 0, ending: false });
+        lock(&self.streams)
+            .insert(id, Stream { writer, is_shared, pending: 0, ending: false, scans: false });
         id
     }
 
@@ -184,11 +194,17 @@ impl Shared {
         lock(&self.scans).retain(|reply_to, _| reply_to.stream != id);
     }
 
-    /// Registers a scan that waits for its turn to read.
-    pub(super) fn wait_for_scan(&self, reply_to: ReplyTo) -> oneshot::Receiver<ScanReady> {
+    /// Registers a scan that waits for its turn to read. `None` on a stream where it would not be alone: so there are
+    /// no more scans than streams, and the end of one ends nothing else.
+    pub(super) fn wait_for_scan(&self, reply_to: ReplyTo) -> Option<oneshot::Receiver<ScanReady>> {
+        let mut streams = lock(&self.streams);
+        let stream = streams.get_mut(&reply_to.stream)?;
+        if stream.is_shared || std::mem::replace(&mut stream.scans, true) {
+            return None;
+        }
         let (sender, receiver) = oneshot::channel();
         lock(&self.scans).insert(reply_to, sender);
-        receiver
+        Some(receiver)
     }
 }
 
@@ -208,12 +224,10 @@ impl Replies for &Shared {
     }
 
     fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index) {
+        // It counts as pending until its task ends, or the end of the questions would be the end of the answer.
         if let Some(waiting) = lock(&self.scans).remove(&to) {
             // The scan's task may have ended with its connection.
             let _ = waiting.send((reader, at));
-        }
-        if let Some(stream) = lock(&self.streams).get_mut(&to.stream) {
-            stream.pending = stream.pending.saturating_sub(1);
         }
     }
 }
@@ -226,3 +240,79 @@ const REQUESTS_MAX: usize = 65_536;
 const FORWARDS_MAX: usize = 1024;
 /// Bytes of requests that wait for a turn; more are refused as `Busy`.
 const REQUEST_BYTES_MAX: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::RequestBody;
+    use crate::proto::client::{Consistency, Scan, ScanMode};
+    use crate::server::scan;
+    use crate::store;
+
+    /// A scan whose client asks nothing more, before (`early`) or after it may read.
+    async fn scan(early: bool) {
+        let shared = Arc::new(Shared::default());
+        let (writer, _driver) = FrameWriter::new(1 << 20);
+        let stream = shared.open_stream(writer.clone(), false);
+        let to = ReplyTo { stream, request_id: 1 };
+        let asked = Scan {
+            from: b"",
+            to: None,
+            limit: u64::MAX,
+            reverse: false,
+            mode: ScanMode::Rows,
+            consistency: Consistency::Local,
+        };
+        let ready = shared.wait_for_scan(to).expect("the stream is its own");
+        assert!(shared.wait_for_scan(to).is_none(), "two scans on one stream");
+        let body = RequestBody::Scan { consistency: Consistency::Local };
+        assert!(shared.request(vec![(Request { reply_to: to, body }, 1)]).is_empty());
+        if early {
+            shared.end_stream(stream);
+        }
+        let options = store::Options { arena_bytes: 1 << 20, hash_seed: 1 };
+        let store = store::Store::new(options).expect("there is room");
+        (&mut &*shared).scan(to, store.reader(), Index(0));
+        if !early {
+            shared.end_stream(stream);
+        }
+        assert_eq!(writer.push(|_| ()), Ok(()), "the stream ended before the scan");
+        let plan = scan::Plan::new(&asked, to);
+        scan::run(plan, ready, writer.clone(), Arc::clone(&shared)).await;
+        assert!(writer.queued_bytes() > 0, "the scan's end was not sent");
+        assert!(writer.push(|_| ()).is_err(), "the stream goes on after the scan");
+        assert!(lock(&shared.streams).is_empty() && lock(&shared.scans).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_scan_is_answered_to_its_end_and_leaves_nothing_behind() {
+        scan(true).await;
+        scan(false).await;
+    }
+
+    #[tokio::test]
+    async fn a_scan_that_finds_no_room_leaves_nothing_behind() {
+        let shared = Shared::default();
+        let (writer, _driver) = FrameWriter::new(1 << 20);
+        let to = ReplyTo { stream: shared.open_stream(writer, false), request_id: 1 };
+        let ready = shared.wait_for_scan(to).expect("the stream is its own");
+        let body = RequestBody::Scan { consistency: Consistency::Local };
+        let request = Request { reply_to: to, body };
+        assert_eq!(shared.request(vec![(request, REQUEST_BYTES_MAX + 1)]), [to]);
+        assert!(ready.await.is_err() && lock(&shared.scans).is_empty());
+    }
+
+    #[test]
+    fn a_tick_and_a_transfer_arrive_once() {
+        let shared = Shared::default();
+        let mut input = Input { ticks: 1, transfer: true, ..Input::default() };
+        shared.take_input(&mut input);
+        assert!(input.ticks == 1 && input.transfer);
+        // The node's turn.
+        (input.ticks, input.transfer) = (0, false);
+        for turn in 0..3 {
+            shared.take_input(&mut input);
+            assert!(input.ticks == 0 && !input.transfer, "turn {turn}: {} ticks", input.ticks);
+        }
+    }
+}

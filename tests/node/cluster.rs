@@ -14,7 +14,7 @@ use quicraft::node::{
 };
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
-use quicraft::raft::{Config, Index, Membership, Message, NodeId, RoleKind};
+use quicraft::raft::{Body, Config, Index, Membership, Message, NodeId, ReadId, RoleKind};
 use quicraft::store::{self, Pace, Reader, Store};
 use quicraft::wal::{self, Batch, Writer};
 use quicraft::{proto, raft};
@@ -70,6 +70,8 @@ pub(crate) struct Cluster {
     next_request: u64,
     starts: u64,
     pub(crate) snapshots_sent: usize,
+    /// The names under which followers asked for a read index.
+    pub(crate) reads_asked: Vec<ReadId>,
 }
 
 fn disk(disk: &MemDisk) -> Arc<dyn Disk> {
@@ -99,6 +101,7 @@ impl Cluster {
             next_request: 1,
             starts: 0,
             snapshots_sent: 0,
+            reads_asked: Vec::new(),
         };
         let membership = Membership::of((1..=size as u64).map(NodeId));
         for node in 0..size {
@@ -164,6 +167,23 @@ impl Cluster {
             Ok(_) => panic!("a node without its data came back"),
             Err(error) => error.to_string(),
         }
+    }
+
+    /// Makes and starts a node on a new disk whose `nth` sync fails and whose power is cut then; gives whether the first
+    /// try to make it failed.
+    pub(crate) fn start_after_broken_init(&mut self, node: usize, nth: u64) -> bool {
+        self.cells[node].running = None;
+        self.cells[node].disk = MemDisk::new();
+        self.cells[node].dir = self.cells[node].dir.with_extension(format!("broken{nth}"));
+        let membership = Membership::of((1..=self.cells.len() as u64).map(NodeId));
+        self.cells[node].disk.fail_sync(nth);
+        let broke = node::init(&self.options(node), &membership).is_err();
+        self.cells[node].disk.crash();
+        if broke {
+            node::init(&self.options(node), &membership).unwrap_or_else(|e| panic!("{nth}: {e}"));
+        }
+        self.start(node);
+        broke
     }
 
     pub(crate) fn isolate(&mut self, node: usize) {
@@ -238,6 +258,9 @@ impl Cluster {
         let is_cut = self.isolated == Some(from) || self.isolated == Some(to);
         if is_cut || self.cells[to].running.is_none() {
             return;
+        }
+        if let Body::ReadIndex { id } = message.body {
+            self.reads_asked.push(id);
         }
         // Through the wire's own encoding, as between processes.
         let mut bytes = Vec::new();
