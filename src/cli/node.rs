@@ -141,6 +141,7 @@ fn serve(args: NodeArgs) -> Result<(), Error> {
     if args.init {
         return Ok(server::init(&config.settings)?);
     }
+    end_at_panics();
     start_log(&config);
     for warning in &config.warnings {
         warn!("{warning}");
@@ -154,6 +155,16 @@ fn serve(args: NodeArgs) -> Result<(), Error> {
         let shutdown = shutdown(stdin).map_err(Error::Runtime)?;
         Ok(server::run(config.settings, shutdown).await?)
     })
+}
+
+/// A bug ends the process, whichever thread or task it is in: a node whose log, links or listeners died would go on
+/// half alive, and nobody would take its place.
+fn end_at_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// Log lines: UTC time, level, message; the supervisor of `quicraft cluster` reads this form.

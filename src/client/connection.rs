@@ -143,8 +143,9 @@ impl Link {
     pub(super) async fn open(&self, kind: FrameKind, body: &[u8]) -> Result<Alone<'_>, Lost> {
         let (mut send, receive) =
             self.connection.open_bi().await.map_err(|error| lost(false, &error))?;
-        self.waiting().alone += 1;
-        self.someone_waits.notify_one();
+        // Fails only for a stream that was closed, which the first write reports.
+        let _ = send.set_priority(-1);
+        self.register_alone();
         let alone = Alone { link: self, reader: Some(transport::reader(receive)) };
         let header = encode_header(kind, 1, body.len());
         send.write_all(&header).await.map_err(|error| lost(true, &error))?;
@@ -233,13 +234,26 @@ impl Link {
         // Ids of pings are even: their answers show life, not progress.
         let id = waiting.next_id * 2 + u64::from(!ping);
         waiting.next_id += 1;
-        if !ping && waiting.replies.is_empty() && waiting.alone == 0 {
+        if !ping {
+            self.begin_waiting(&mut waiting);
+        }
+        waiting.replies.insert(id, sender);
+        Ok((id, receiver))
+    }
+
+    fn register_alone(&self) {
+        let mut waiting = self.waiting();
+        self.begin_waiting(&mut waiting);
+        waiting.alone += 1;
+    }
+
+    /// The first who waits wakes the watchdog; nobody asked before, so nothing was to be heard.
+    fn begin_waiting(&self, waiting: &mut Waiting) {
+        if waiting.replies.is_empty() && waiting.alone == 0 {
             waiting.heard_at = Instant::now();
             waiting.progress_at = waiting.heard_at;
             self.someone_waits.notify_one();
         }
-        waiting.replies.insert(id, sender);
-        Ok((id, receiver))
     }
 
     fn hand_out(&self, frames: Vec<Frame>) {

@@ -48,6 +48,8 @@ pub(super) enum Answer {
     Status(Box<Status>),
     /// Of anything.
     Refused(Refusal),
+    /// Of a get: ask on a stream of its own.
+    Large,
 }
 
 impl Answer {
@@ -72,6 +74,7 @@ impl Answer {
             }
             Reply::Status(status) => Answer::Status(Box::new(status)),
             Reply::Refused(refusal) => Answer::Refused(refusal),
+            Reply::Large => Answer::Large,
         })
     }
 }
@@ -95,6 +98,8 @@ pub(super) struct Attempts {
     pub(super) last: Option<String>,
     backoff: Backoff,
     redirects: u32,
+    /// The leader is known and cannot be reached: whoever can shall hand the write on.
+    by_detour: bool,
 }
 
 impl Attempts {
@@ -143,6 +148,7 @@ pub(super) async fn ask(
             }
             Err(_) if routes.is_closed() => return Err(Error::Closed),
             Err(error) => {
+                attempts.by_detour = true;
                 attempts.last = Some(error.to_string());
                 routes.turn();
                 pause(routes, scout, request.to, attempts).await;
@@ -150,7 +156,11 @@ pub(super) async fn ask(
             }
         };
         attempts.in_flight = true;
-        let result = send(&link, request).await;
+        let kind = match request.kind {
+            FrameKind::Write if attempts.by_detour => FrameKind::WriteAnywhere,
+            kind => kind,
+        };
+        let result = send(&link, kind, request).await;
         match result {
             Ok(answered) => {
                 let Answer::Refused(refusal) = &answered.first else {
@@ -200,16 +210,22 @@ impl From<Malformed> for Failure {
     }
 }
 
-async fn send(link: &Arc<Link>, request: &Request<'_>) -> Result<Answered, Failure> {
+async fn send(
+    link: &Arc<Link>,
+    kind: FrameKind,
+    request: &Request<'_>,
+) -> Result<Answered, Failure> {
     let node_id = link.node_id();
-    if request.kind != FrameKind::Scan && request.bytes <= LARGE_BYTES {
-        let frame = link.call(request.kind, request.encode).await?;
-        let first = Answer::from_frame(&frame)?;
-        return Ok(Answered { first, more: Vec::new(), rest: None, node_id });
+    if kind != FrameKind::Scan && request.bytes <= LARGE_BYTES {
+        let frame = link.call(kind, request.encode).await?;
+        match Answer::from_frame(&frame)? {
+            Answer::Large => {}
+            first => return Ok(Answered { first, more: Vec::new(), rest: None, node_id }),
+        }
     }
     let mut body = Vec::with_capacity(request.bytes);
     (request.encode)(&mut body);
-    let mut alone = link.open(request.kind, &body).await?;
+    let mut alone = link.open(kind, &body).await?;
     let mut frames = Vec::new().into_iter();
     let first = loop {
         match frames.next() {
@@ -218,7 +234,7 @@ async fn send(link: &Arc<Link>, request: &Request<'_>) -> Result<Answered, Failu
         }
     };
     let more = frames.map(|frame| Answer::from_frame(&frame)).collect::<Result<_, _>>()?;
-    let rest = (request.kind == FrameKind::Scan).then(|| alone.into_reader());
+    let rest = (kind == FrameKind::Scan).then(|| alone.into_reader());
     Ok(Answered { first, more, rest, node_id })
 }
 
@@ -241,6 +257,12 @@ async fn on_refusal(
                     attempts.redirects += 1;
                 }
                 _ => {
+                    // The leader is known and known to be out of reach: this node shall hand the write on.
+                    // Otherwise another node may know better.
+                    attempts.by_detour = elsewhere.is_some();
+                    if elsewhere.is_none() {
+                        routes.turn();
+                    }
                     routes.leader_is_lost(link.node_id());
                     pause(routes, scout, to, attempts).await;
                 }

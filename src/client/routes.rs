@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::connection::Link;
 use super::transport::{DialError, Transport};
@@ -18,6 +19,10 @@ use crate::proto::client::{HelloReply, MemberInfo};
 
 /// How long an address that failed is left alone.
 const DOWN_FOR: Duration = Duration::from_millis(50);
+/// How long one who may lead may take to answer a dial before others are asked.
+const LEADER_PATIENCE: Duration = Duration::from_millis(300);
+/// How long one that did not even answer is: each try costs a timeout, and the others hand writes on.
+const SILENT_FOR: Duration = Duration::from_secs(1);
 
 /// Which node a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +54,14 @@ struct State {
     value_bytes_max: Option<u64>,
     next: usize,
     closed: bool,
+}
+
+impl State {
+    /// Whether this address failed a moment ago.
+    fn is_down(&self, address: &str) -> bool {
+        let slot = self.slots.get(address);
+        matches!(slot, Some(Slot::Down { until, .. }) if Instant::now() < *until)
+    }
 }
 
 type Dialled = Option<Result<Arc<Link>, DialError>>;
@@ -86,7 +99,14 @@ impl Routes {
             return Ok(link);
         }
         let (address, name) = self.address(to, leader)?;
-        let result = self.link_to(address, name).await;
+        let dialled = self.link_to(address.clone(), name);
+        let result = match to {
+            // A leader that hangs has a successor soon; the dial goes on meanwhile, for the next who asks.
+            To::Leader => timeout(LEADER_PATIENCE, dialled)
+                .await
+                .unwrap_or_else(|_| Err(DialError::silent(&address))),
+            To::Any | To::Node(_) => dialled.await,
+        };
         if let (Ok(link), Some(leader)) = (&result, leader)
             && link.node_id() == leader
         {
@@ -165,7 +185,8 @@ impl Routes {
                 Ok(link)
             }
             Err(error) => {
-                let until = Instant::now() + DOWN_FOR;
+                let down_for = if error.silent { SILENT_FOR } else { DOWN_FOR };
+                let until = Instant::now() + down_for;
                 state.slots.insert(address, Slot::Down { until, error: error.clone() });
                 Err(error)
             }
@@ -185,9 +206,7 @@ impl Routes {
         {
             let state = self.state();
             let Some(member) = state.members.get(&leader) else { return false };
-            if let Some(Slot::Down { until, .. }) = state.slots.get(&member.client_address)
-                && Instant::now() < *until
-            {
+            if state.is_down(&member.client_address) {
                 return false;
             }
         }
@@ -247,7 +266,7 @@ impl Routes {
     }
 
     fn address(&self, to: To, leader: Option<u64>) -> Result<(String, Option<String>), DialError> {
-        let mut state = self.state();
+        let state = self.state();
         let node = match to {
             To::Node(node) => Some(node),
             To::Leader | To::Any => leader,
@@ -258,23 +277,25 @@ impl Routes {
         if let To::Node(node) = to {
             return Err(DialError::unreachable(format!("node {node}"), "no member of the cluster"));
         }
-        // Members by turns; before the first Hello, the endpoints.
-        let choices = match state.members.len() {
-            0 => state.endpoints.len(),
-            members => members,
-        };
-        if choices == 0 {
+        // By turns; the endpoints too, since members may be known by addresses that lead nowhere from here.
+        let mut choices: Vec<(String, Option<String>)> = Vec::new();
+        let members = state.members.values();
+        choices.extend(
+            members.map(|member| (member.client_address.clone(), Some(member.name.clone()))),
+        );
+        for endpoint in &state.endpoints {
+            if choices.iter().all(|(address, _)| address != endpoint) {
+                choices.push((endpoint.clone(), None));
+            }
+        }
+        if choices.is_empty() {
             return Err(DialError::unreachable(String::new(), "no endpoint is known"));
         }
-        let turn = state.next % choices;
-        // Whoever wants any node stays with one that serves; `retry` moves on after a failure.
-        if to == To::Leader {
-            state.next = state.next.wrapping_add(1);
+        if choices.iter().any(|(address, _)| !state.is_down(address)) {
+            choices.retain(|(address, _)| !state.is_down(address));
         }
-        Ok(match state.members.values().nth(turn) {
-            Some(member) => (member.client_address.clone(), Some(member.name.clone())),
-            None => (state.endpoints[turn].clone(), None),
-        })
+        // All stay with one that serves; `retry` moves on after a failure.
+        Ok(choices.swap_remove(state.next % choices.len()))
     }
 
     /// The next request without a better hint goes to another node.

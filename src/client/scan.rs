@@ -189,7 +189,11 @@ impl ScanStream {
                 return Err(Error::from_refusal(&refusal)
                     .unwrap_or_else(|| self.fail("the node gave it up under load")));
             }
-            Answer::Outcome(_) | Answer::Value { .. } | Answer::NotFound | Answer::Status(_) => {
+            Answer::Outcome(_)
+            | Answer::Value { .. }
+            | Answer::NotFound
+            | Answer::Status(_)
+            | Answer::Large => {
                 self.reader = None;
                 let what = "not rows in answer to a scan".into();
                 return Err(Error::Protocol { node_id: self.node_id, what });

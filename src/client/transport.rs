@@ -41,25 +41,33 @@ pub(super) struct DialError {
     pub(super) reason: String,
     /// Whether a certificate was refused: no other try will do better.
     pub(super) rejected: bool,
+    /// Whether nothing at all came back in time.
+    pub(super) silent: bool,
 }
 
 impl DialError {
     /// Nobody answers there.
     pub(super) fn unreachable(address: impl Into<String>, reason: impl Into<String>) -> DialError {
-        DialError { address: address.into(), reason: reason.into(), rejected: false }
+        let (address, reason) = (address.into(), reason.into());
+        DialError { address, reason, rejected: false, silent: false }
+    }
+
+    /// Nothing came back.
+    pub(super) fn silent(address: &str) -> DialError {
+        DialError { silent: true, ..DialError::unreachable(address, "no answer in time") }
     }
 
     fn from_quic(address: &str, error: &quic::Error) -> DialError {
         let (reason, rejected) = match error {
             quic::Error::NothingListening { .. } => ("nothing is listening".to_owned(), false),
-            quic::Error::TimedOut { .. } => ("no answer in time".to_owned(), false),
+            quic::Error::TimedOut { .. } => return DialError::silent(address),
             quic::Error::Rejected { rejection, .. } => (rejection.to_string(), true),
             quic::Error::Disconnected { disconnect, .. } | quic::Error::Lost(disconnect) => {
                 (disconnect.to_string(), is_final(disconnect))
             }
             other => (other.to_string(), false),
         };
-        DialError { address: address.into(), reason, rejected }
+        DialError { rejected, ..DialError::unreachable(address, reason) }
     }
 }
 
@@ -106,7 +114,7 @@ impl Transport {
     pub(super) async fn dial(&self, address: &str, name: Option<&str>) -> Result<Ready, DialError> {
         match timeout(DIAL_TIMEOUT, self.dial_any_address(address, name)).await {
             Ok(result) => result,
-            Err(_) => Err(DialError::unreachable(address, "no answer in time")),
+            Err(_) => Err(DialError::silent(address)),
         }
     }
 

@@ -45,11 +45,9 @@ impl Node {
     }
 
     fn answer_proposal(&mut self, index: Index, outcome: Outcome, replies: &mut dyn Replies) {
-        if let Some(&(proposed, reply_to)) = self.proposals.front()
-            && proposed == index
-        {
-            self.proposals.pop_front();
-            replies.reply(reply_to, &Reply::Outcome(outcome));
+        if let Some(proposal) = self.proposals.pop_front_if(|proposal| proposal.index == index) {
+            self.growth.remove(proposal.growth);
+            replies.reply(proposal.reply_to, &Reply::Outcome(outcome));
         }
     }
 

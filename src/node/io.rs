@@ -1,5 +1,7 @@
 //! What goes into a turn and what comes out of it: plain buffers that the driver swaps.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::proto::client::{Consistency, Reply};
@@ -57,6 +59,13 @@ pub struct Request {
 pub enum RequestBody {
     /// Replicate these bytes: an encoded command.
     Write(Bytes),
+    /// The same, by way of the leader if this node does not lead.
+    WriteAnywhere {
+        /// The encoded command.
+        command: Bytes,
+        /// The client's identity, for the leader.
+        client: Arc<str>,
+    },
     /// Read a key.
     Get {
         /// The key.
@@ -98,6 +107,19 @@ pub struct ReceivedSnapshot {
     pub store: Store,
 }
 
+/// A write for the leader.
+#[derive(Debug)]
+pub struct Forward {
+    /// The leader.
+    pub to: NodeId,
+    /// Where its answer goes.
+    pub reply_to: ReplyTo,
+    /// The client's identity.
+    pub client: Arc<str>,
+    /// The encoded command.
+    pub command: Bytes,
+}
+
 /// Everything that a turn wants done.
 #[derive(Default)]
 pub struct Output {
@@ -107,6 +129,8 @@ pub struct Output {
     pub messages: Vec<(Message, Vec<Batch>)>,
     /// Peers that need a snapshot.
     pub send_snapshots: Vec<NodeId>,
+    /// Clients' writes for the leader.
+    pub forwards: Vec<Forward>,
     /// For the checkpoint thread.
     pub checkpoint: Option<CheckpointJob>,
     /// Role changes, for the log and the supervisor's eyes.

@@ -24,17 +24,17 @@ mod wire;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use io::{
-    CheckpointJob, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request, RequestBody,
-    SnapshotAt,
+    CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
+    RequestBody, SnapshotAt,
 };
-pub use open::{Error, OpenOptions, Opened, init, open};
+pub use open::{Error, OpenOptions, Opened, init, open, snapshots_dir};
 pub use wire::decode_message;
 
 use crate::proto::client::MemberInfo;
 use crate::raft::{self, Effects, Event, Index, Message, Raft, ReadId, RoleKind, Write, WriteId};
 use crate::store::Store;
 use crate::wal::{Batch, BatchBuilder, Log, Ordinal};
-use requests::WaitingRead;
+use requests::{Growth, Proposal, WaitingRead};
 
 /// What clients are told about this node and its cluster, and its limits.
 #[derive(Clone, Debug)]
@@ -62,7 +62,9 @@ pub struct Node {
     /// Writes of the core on their way to the disk, with their place in the log.
     writes: VecDeque<(WriteId, Ordinal)>,
     /// The leader's proposals that are not yet applied, by index.
-    proposals: VecDeque<(Index, ReplyTo)>,
+    proposals: VecDeque<Proposal>,
+    /// What those may add to the store.
+    growth: Growth,
     next_read: ReadId,
     /// Reads that wait for an index.
     reads: BTreeMap<ReadId, Vec<WaitingRead>>,

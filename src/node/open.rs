@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{About, Node, SnapshotAt, Snapshots, wire};
+use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
 use crate::raft::{
@@ -102,10 +102,11 @@ pub struct Opened {
 /// [`Error::NotEmpty`] if there is a node in it already; otherwise what the disk says.
 pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error> {
     let wal::Opened { mut log, mut writer, recovered } = open_log(options)?;
-    if !recovered.is_new {
+    // Also what an earlier try left behind that did not come to its end.
+    if !is_blank(&recovered) {
         return Err(Error::NotEmpty(options.dir.clone()));
     }
-    snapshot::create_dir(&snapshots_dir(&options.dir))?;
+    snapshots_dir(&options.disk, &options.dir).create()?;
     let mut body = Vec::new();
     proto::encode(membership, &mut body);
     let mut builder = BatchBuilder::new(Index(1));
@@ -126,11 +127,10 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     }
     let wal::Opened { mut log, mut writer, recovered } = open_log(&options)?;
     let mut notes: Vec<String> = recovered.torn.iter().cloned().collect();
-    if recovered.is_new || (recovered.entries.is_empty() && recovered.base.0 == Index(0)) {
+    if is_blank(&recovered) {
         return Err(Error::Empty(options.dir));
     }
-    let snapshots = snapshots_dir(&options.dir);
-    let found = snapshot::load_newest(&snapshots, options.store)?;
+    let found = snapshots_dir(&options.disk, &options.dir).load_newest(options.store)?;
     let damaged: Vec<String> = found.damaged.iter().map(ToString::to_string).collect();
     notes.extend(damaged.iter().cloned());
     let (store, newest, snapshot_membership) = match found.loaded {
@@ -171,6 +171,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         let reason = format!("the log ends in term {last_term}, after the node's own");
         return Err(Error::Contradiction { dir: options.dir, reason });
     }
+    let next_read = first_read(options.raft.seed);
     let membership = MembershipAt { index: base.0, membership: snapshot_membership };
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
     let log_bytes = recovered_bytes;
@@ -181,7 +182,8 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         store,
         writes: VecDeque::new(),
         proposals: VecDeque::new(),
-        next_read: ReadId(1),
+        growth: Growth::default(),
+        next_read,
         reads: BTreeMap::new(),
         ready: Vec::new(),
         snapshots: Snapshots { newest, running: false, log_bytes },
@@ -191,14 +193,27 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     Ok(Opened { node, writer, notes })
 }
 
-/// Where snapshots are.
-pub(super) fn snapshots_dir(dir: &Path) -> PathBuf {
-    dir.join("snapshots")
+/// Where the snapshots of a data directory are.
+pub fn snapshots_dir(disk: &Arc<dyn Disk>, data: &Path) -> snapshot::Dir {
+    snapshot::Dir::new(Arc::clone(disk), data.join("snapshots"))
+}
+
+/// Where the names of reads begin: elsewhere at each start, or a leader's answer to a read of the process before this
+/// one would answer another read of ours, with an index from before it was asked.
+fn first_read(seed: u64) -> ReadId {
+    let spread = (seed ^ seed >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    // Half of all numbers, so that there are as many to count on.
+    ReadId(spread >> 1)
 }
 
 fn has_log(options: &OpenOptions) -> bool {
     let wal = options.dir.join("wal");
     options.disk.list(&wal).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
+}
+
+/// Whether nothing was ever logged: no node ran here, so none has voted or confirmed anything.
+fn is_blank(recovered: &wal::Recovered) -> bool {
+    recovered.entries.is_empty() && recovered.base.0 == Index(0)
 }
 
 fn open_log(options: &OpenOptions) -> Result<wal::Opened, Error> {

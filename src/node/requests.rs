@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
+use super::{Forward, Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
 use crate::proto;
 use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, RoleName, Status};
 use crate::proto::command::{Command, Op, key_is_valid};
@@ -27,6 +27,43 @@ enum What {
     Status,
 }
 
+/// A write of a client that is in the log and not yet applied.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    pub(super) index: Index,
+    pub(super) reply_to: ReplyTo,
+    pub(super) growth: Growth,
+}
+
+/// What writes may add to the store, at most. Applying cannot fail, so there must be room for all that is proposed: a
+/// short append to a long value is a new long value.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Growth {
+    /// Bytes of values that they bring.
+    value_bytes: u64,
+    /// Bytes of the store's memory that they take.
+    store_bytes: u64,
+}
+
+impl Growth {
+    fn add(&mut self, other: Growth) {
+        self.value_bytes += other.value_bytes;
+        self.store_bytes += other.store_bytes;
+    }
+
+    pub(super) fn remove(&mut self, other: Growth) {
+        self.value_bytes -= other.value_bytes;
+        self.store_bytes -= other.store_bytes;
+    }
+}
+
+/// A write on its way to a proposal.
+struct Asked {
+    reply_to: ReplyTo,
+    command: Bytes,
+    growth: Growth,
+}
+
 impl Node {
     /// Turns the requests of a turn into one proposal and one round of reads.
     pub(super) fn take_requests(&mut self, input: &mut Input, output: &mut Output) {
@@ -35,9 +72,17 @@ impl Node {
         let mut reads = Vec::new();
         for Request { reply_to, body } in input.requests.drain(..) {
             let (consistency, what) = match body {
-                RequestBody::Write(command) => {
+                RequestBody::WriteAnywhere { command, client } if self.elsewhere().is_some() => {
+                    let to = self.elsewhere().expect("it was just there");
+                    output.forwards.push(Forward { to, reply_to, client, command });
+                    continue;
+                }
+                RequestBody::Write(command) | RequestBody::WriteAnywhere { command, .. } => {
                     match self.check_command(&command) {
-                        Ok(()) => writes.push((reply_to, command)),
+                        Ok(growth) => {
+                            self.growth.add(growth);
+                            writes.push(Asked { reply_to, command, growth });
+                        }
                         Err(refusal) => self.answer_later(reply_to, What::Refuse(refusal)),
                     }
                     continue;
@@ -63,19 +108,24 @@ impl Node {
         }
     }
 
+    /// The leader, if it is another node.
+    fn elsewhere(&self) -> Option<NodeId> {
+        self.raft.leader().filter(|&leader| leader != self.raft.id())
+    }
+
     /// Queues an answer that needs nothing but the store as it is.
     fn answer_later(&mut self, reply_to: ReplyTo, what: What) {
         self.ready.push((Index(0), vec![WaitingRead { reply_to, what }]));
     }
 
     /// What a client may not propose is refused before it is logged.
-    fn check_command(&self, bytes: &[u8]) -> Result<(), Refusal> {
+    fn check_command(&self, bytes: &[u8]) -> Result<Growth, Refusal> {
         let invalid = |reason: &str| Refusal::Invalid { reason: reason.to_owned() };
         let command: Command<'_> =
             proto::decode(bytes, "command").map_err(|error| invalid(&error.to_string()))?;
         let op = match command {
             Command::Clock { .. } => return Err(invalid("clients do not set the clock")),
-            Command::OpenSession | Command::CloseSession(_) => return Ok(()),
+            Command::OpenSession | Command::CloseSession(_) => return Ok(Growth::default()),
             Command::Write { op, .. } => op,
         };
         if op.key().is_empty() {
@@ -91,28 +141,48 @@ impl Node {
         if before + op.value_bytes() > self.about.value_bytes_max {
             return Err(Refusal::TooLarge { limit: self.about.value_bytes_max as u64 });
         }
-        let grows = !matches!(op, Op::Delete { .. });
-        if grows && (self.no_space || self.store.bytes() > self.about.store_bytes_max) {
+        if matches!(op, Op::Delete { .. }) {
+            return Ok(Growth { value_bytes: 0, store_bytes: WRITE_OVERHEAD_BYTES });
+        }
+        if self.no_space || self.store.bytes() > self.about.store_bytes_max {
             return Err(Refusal::NoSpace);
         }
-        Ok(())
+        self.find_room(op)
     }
 
-    fn propose(&mut self, writes: Vec<(ReplyTo, Bytes)>, now_ms: u64, output: &mut Output) {
+    /// What the write may add to the store, if there is room for it and for all that is proposed already.
+    fn find_room(&self, op: Op<'_>) -> Result<Growth, Refusal> {
+        let value_bytes = op.value_bytes() as u64;
+        // Each proposed write may be one of the same key.
+        let before = match op {
+            Op::Append { key, .. } => self.store.value_bytes(key) as u64 + self.growth.value_bytes,
+            Op::Put { .. } | Op::Delete { .. } => 0,
+        };
+        let store_bytes = before + value_bytes + op.key().len() as u64 + WRITE_OVERHEAD_BYTES;
+        let capacity = self.store.capacity() / 16 * 15;
+        if self.store.bytes() + store_bytes > capacity {
+            return Err(Refusal::NoSpace);
+        }
+        if self.store.bytes() + self.growth.store_bytes + store_bytes > capacity {
+            return Err(Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
+        }
+        Ok(Growth { value_bytes, store_bytes })
+    }
+
+    fn propose(&mut self, writes: Vec<Asked>, now_ms: u64, output: &mut Output) {
         if self.raft.role() != RoleKind::Leader {
             let leader = self.raft.leader().map(|NodeId(id)| id);
-            for (reply_to, _) in writes {
-                self.answer_later(reply_to, What::Refuse(Refusal::NotLeader { leader }));
-            }
+            self.refuse_writes(writes, &Refusal::NotLeader { leader });
             return;
         }
         let term = self.raft.hard_state().term;
-        let bytes = writes.iter().map(|(_, command)| command.len() + ENTRY_HEADER_BYTES).sum();
+        let bytes = writes.iter().map(|write| write.command.len() + ENTRY_HEADER_BYTES).sum();
         let mut builder =
             BatchBuilder::with_capacity(self.raft.last_index().next(), writes.len(), bytes);
         let mut sizes = Vec::with_capacity(writes.len() + 1);
         let clock = self.maybe_clock(now_ms);
-        for command in clock.iter().map(Vec::as_slice).chain(writes.iter().map(|(_, c)| &c[..])) {
+        for command in clock.iter().map(Vec::as_slice).chain(writes.iter().map(|w| &w.command[..]))
+        {
             builder.push(term, EntryKind::Command, command);
             sizes.push(u32::try_from(command.len()).expect("frames are shorter than 4 GiB"));
         }
@@ -121,7 +191,10 @@ impl Node {
             Ok(first) => {
                 let first = first.plus(clock.iter().len() as u64);
                 let indexes = (0..).map(|count| first.plus(count));
-                self.proposals.extend(indexes.zip(writes).map(|(index, (to, _))| (index, to)));
+                self.proposals.extend(indexes.zip(writes).map(|(index, asked)| {
+                    let Asked { reply_to, growth, .. } = asked;
+                    Proposal { index, reply_to, growth }
+                }));
             }
             Err(refused) => {
                 let refusal = match refused {
@@ -130,10 +203,15 @@ impl Node {
                     }
                     Refused::Busy => Refusal::Busy { retry_after_ms: BUSY_RETRY_MS },
                 };
-                for (reply_to, _) in writes {
-                    self.answer_later(reply_to, What::Refuse(refusal.clone()));
-                }
+                self.refuse_writes(writes, &refusal);
             }
+        }
+    }
+
+    fn refuse_writes(&mut self, writes: Vec<Asked>, refusal: &Refusal) {
+        for Asked { reply_to, growth, .. } in writes {
+            self.growth.remove(growth);
+            self.answer_later(reply_to, What::Refuse(refusal.clone()));
         }
     }
 
@@ -150,7 +228,8 @@ impl Node {
 
     /// Leadership is gone: what was proposed may or may not happen.
     pub(super) fn abandon_proposals(&mut self) {
-        for (_, reply_to) in std::mem::take(&mut self.proposals) {
+        for Proposal { reply_to, growth, .. } in std::mem::take(&mut self.proposals) {
+            self.growth.remove(growth);
             self.answer_later(reply_to, What::Refuse(Refusal::Unknown));
         }
     }
@@ -245,3 +324,5 @@ impl Node {
 const CLOCK_EVERY_MS: u64 = 1000;
 /// How long a refused client should wait.
 const BUSY_RETRY_MS: u32 = 20;
+/// What a write takes of the store's memory beside key and value: node, tower, version, its place in the index.
+const WRITE_OVERHEAD_BYTES: u64 = 256;

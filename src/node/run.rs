@@ -3,13 +3,11 @@
 //! Both take work from a slot and ring a bell when they have something to report; the driver looks into
 //! [`Reports`] at its next turn. So a slow disk delays no heartbeat, read or tick.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::open::snapshots_dir;
 use super::{CheckpointJob, SnapshotAt};
 use crate::proto;
 use crate::store::Pace;
@@ -86,7 +84,7 @@ impl Threads {
     /// If the system gives no threads.
     pub fn start(
         writer: Writer,
-        dir: &Path,
+        snapshots: snapshot::Dir,
         cluster: [u8; 16],
         bell: Bell,
     ) -> std::io::Result<Threads> {
@@ -98,7 +96,7 @@ impl Threads {
         handles.push(spawn("sync", move || run_sync(writer, &slot, &report, &ring))?);
         let slot = Arc::clone(&checkpoint);
         let mut checkpointer = Checkpointer {
-            dir: snapshots_dir(dir),
+            dir: snapshots,
             cluster,
             reports: Arc::clone(&reports),
             pace: Pace { bytes_per_second: Some(CHECKPOINT_RATE), cancel: Arc::clone(&cancel) },
@@ -172,7 +170,7 @@ fn run_sync(
 }
 
 struct Checkpointer {
-    dir: PathBuf,
+    dir: snapshot::Dir,
     cluster: [u8; 16],
     reports: Arc<Mutex<Reports>>,
     pace: Pace,
@@ -183,37 +181,38 @@ impl Checkpointer {
     fn run(&mut self, slot: &Slot<CheckpointJob>) {
         while let Some(jobs) = slot.take(Duration::from_secs(3600)) {
             for job in jobs {
-                let done = self.write(job);
+                let done = write_checkpoint(job, &self.dir, self.cluster, &self.pace);
                 lock(&self.reports).checkpoints.push(done);
                 (self.bell)();
             }
         }
     }
+}
 
-    /// Writes one checkpoint and removes all but the two newest.
-    fn write(&self, job: CheckpointJob) -> Option<SnapshotAt> {
-        let CheckpointJob { checkpoint, at, membership } = job;
-        let mut encoded = Vec::new();
-        proto::encode(&membership, &mut encoded);
-        let meta = SnapshotMeta {
-            cluster: self.cluster,
-            index: at.index,
-            term: at.term,
-            membership: encoded,
-        };
-        match checkpoint.write(&self.dir, &meta, &self.pace) {
-            Ok(info) => {
-                tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
-                if let Err(error) = snapshot::retain(&self.dir, SNAPSHOTS_KEPT) {
-                    tracing::warn!(%error, "an old snapshot could not be removed");
-                }
-                Some(at)
+/// Writes one checkpoint and removes all but the two newest; `None` if it failed or was cancelled, with a word in the
+/// log. The checkpoint thread's work, without the thread.
+pub fn write_checkpoint(
+    job: CheckpointJob,
+    dir: &snapshot::Dir,
+    cluster: [u8; 16],
+    pace: &Pace,
+) -> Option<SnapshotAt> {
+    let CheckpointJob { checkpoint, at, membership } = job;
+    let mut encoded = Vec::new();
+    proto::encode(&membership, &mut encoded);
+    let meta = SnapshotMeta { cluster, index: at.index, term: at.term, membership: encoded };
+    match checkpoint.write(dir, &meta, pace) {
+        Ok(info) => {
+            tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
+            if let Err(error) = dir.retain(SNAPSHOTS_KEPT) {
+                tracing::warn!(%error, "an old snapshot could not be removed");
             }
-            Err(_) if self.pace.cancel.load(Ordering::Relaxed) => None,
-            Err(error) => {
-                tracing::error!(%error, "the snapshot at index {} failed", at.index);
-                None
-            }
+            Some(at)
+        }
+        Err(_) if pace.cancel.load(Ordering::Relaxed) => None,
+        Err(error) => {
+            tracing::error!(%error, "the snapshot at index {} failed", at.index);
+            None
         }
     }
 }

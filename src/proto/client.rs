@@ -2,7 +2,8 @@
 //!
 //! The first frame on a connection's first bidirectional stream is [`Hello`], answered by [`Reply::Hello`]. After that
 //! the same stream carries any number of requests at once; replies come in any order and name their request. Requests
-//! and replies above [`super::limits::LARGE_BYTES`], and scans, use one stream each, without a second `Hello`.
+//! above [`super::limits::LARGE_BYTES`], and scans, use one stream each, without a second `Hello`. A value above it is
+//! answered there by [`Reply::Large`]: the client asks again on a stream of its own.
 
 use serde::{Deserialize, Serialize};
 
@@ -241,4 +242,6 @@ pub enum Reply<'a> {
     Status(Status),
     /// To any request.
     Refused(Refusal),
+    /// To [`Get`] on the shared stream: the value is long and would delay others, ask on a stream of its own.
+    Large,
 }

@@ -34,6 +34,8 @@ pub enum FrameKind {
     Status = 5,
     /// [`super::client::Reply`].
     Reply = 6,
+    /// As [`FrameKind::Write`]; a node that does not lead hands it to the leader, for a client that cannot reach that.
+    WriteAnywhere = 7,
     /// A message of the consensus protocol, see [`super::peer`].
     Raft = 16,
     /// [`super::peer::SnapshotHeader`]: a snapshot follows.
@@ -42,6 +44,8 @@ pub enum FrameKind {
     SnapshotChunk = 18,
     /// [`super::peer::SnapshotDone`].
     SnapshotDone = 19,
+    /// [`super::peer::Forward`], alone on its stream; answered by a [`FrameKind::Reply`].
+    Forward = 20,
 }
 
 impl FrameKind {
@@ -53,10 +57,12 @@ impl FrameKind {
             4 => FrameKind::Scan,
             5 => FrameKind::Status,
             6 => FrameKind::Reply,
+            7 => FrameKind::WriteAnywhere,
             16 => FrameKind::Raft,
             17 => FrameKind::Snapshot,
             18 => FrameKind::SnapshotChunk,
             19 => FrameKind::SnapshotDone,
+            20 => FrameKind::Forward,
             _ => return None,
         })
     }

@@ -5,6 +5,8 @@
 //! - A snapshot goes on a bidirectional stream of its own: one `Snapshot` frame with a
 //!   [`SnapshotHeader`], then `SnapshotChunk` frames with the file's bytes in order, answered by one
 //!   `SnapshotDone` frame with a [`SnapshotDone`].
+//! - A write that a client gave to a node which does not lead goes to the leader on a bidirectional stream of
+//!   its own: one `Forward` frame with a [`Forward`], answered by the `Reply` frame that the client gets.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,16 @@ pub struct SnapshotHeader {
 pub struct SnapshotDone {
     /// Whether the receiver has it now, or something newer.
     pub installed: bool,
+}
+
+/// A client's write on its way to the leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward<'a> {
+    /// The identity in the client's certificate: the leader judges its rights again.
+    pub client: &'a str,
+    /// An encoded [`super::command::Command`].
+    #[serde(borrow, with = "serde_bytes")]
+    pub command: &'a [u8],
 }
 
 /// Bytes of a snapshot file in one frame.

@@ -28,7 +28,8 @@ const PEER_WINDOW_BYTES: u32 = 4 << 20;
 const CLIENT_WINDOW_BYTES: u32 = 2 << 20;
 /// quinn keeps a slot for each stream that is permitted, so few are.
 const CLIENT_STREAMS_MAX: u32 = 32;
-const PEER_BIDI_STREAMS_MAX: u32 = 4;
+/// Snapshots and forwarded writes.
+const PEER_BIDI_STREAMS_MAX: u32 = 32;
 const PEER_UNI_STREAMS_MAX: u32 = 16;
 
 const _: () = assert!(MTU_BYTES_MAX <= 6550);

@@ -93,7 +93,7 @@ pub enum Body {
     },
 }
 
-/// A batch of reads of one node; unique while the node's process lives.
+/// A batch of reads of one node; unique over its restarts too, since answers may come late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ReadId(pub u64);
 

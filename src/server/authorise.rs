@@ -10,13 +10,14 @@ use crate::proto::frame::FrameKind;
 /// The refusal to answer with.
 pub(super) fn authorise(who: &Who, kind: FrameKind) -> Result<(), Refusal> {
     let writes = match kind {
-        FrameKind::Write => true,
+        FrameKind::Write | FrameKind::WriteAnywhere => true,
         FrameKind::Hello | FrameKind::Get | FrameKind::Scan | FrameKind::Status => false,
         FrameKind::Reply
         | FrameKind::Raft
         | FrameKind::Snapshot
         | FrameKind::SnapshotChunk
-        | FrameKind::SnapshotDone => {
+        | FrameKind::SnapshotDone
+        | FrameKind::Forward => {
             return Err(Refusal::Invalid { reason: "not a request".to_owned() });
         }
     };

@@ -8,13 +8,20 @@ use super::authorise::authorise;
 use super::scan;
 use super::shared::Shared;
 use crate::node::{ReplyTo, Request, RequestBody};
-use crate::pki::Who;
+use crate::pki::Identity;
 use crate::proto::client::{Get, Hello, Refusal, Reply, Scan};
 use crate::proto::command::key_is_valid;
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::{FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
 use crate::quic::{self, FrameReader, FrameWriter};
+
+/// Who asks.
+struct Caller {
+    identity: Identity,
+    /// The identity as the certificate has it.
+    uri: Arc<str>,
+}
 
 /// What every connection needs.
 pub(super) struct Clients {
@@ -32,24 +39,30 @@ impl Clients {
             let clients = Arc::clone(&self);
             tokio::spawn(async move {
                 match quic::accept(incoming).await {
-                    Ok((connection, identity)) => clients.serve(connection, identity.who).await,
+                    Ok((connection, identity)) => clients.serve(connection, identity).await,
                     Err(error) => report_refused("client", &error),
                 }
             });
         }
     }
 
-    async fn serve(self: &Arc<Self>, connection: Connection, who: Who) {
-        let who = Arc::new(who);
+    async fn serve(self: &Arc<Self>, connection: Connection, identity: Identity) {
+        let caller = Arc::new(Caller { uri: identity.to_string().into(), identity });
+        // Requests share the first stream; those on others are large or scans, and go behind.
+        let mut is_shared = true;
         while let Ok((send, recv)) = connection.accept_bi().await {
-            let (clients, who) = (Arc::clone(self), Arc::clone(&who));
+            // Fails only for a stream that was closed, which the first write reports.
+            let _ = send.set_priority(i32::from(is_shared));
+            let (clients, caller) = (Arc::clone(self), Arc::clone(&caller));
             let connection = connection.clone();
             tokio::spawn(async move {
-                if let Err(error) = clients.serve_stream(send, recv, &who).await {
+                let served = clients.serve_stream(send, recv, is_shared, &caller).await;
+                if let Err(error) = served {
                     tracing::debug!("a client is cut off: {error}");
                     connection.close(2_u32.into(), b"malformed frame");
                 }
             });
+            is_shared = false;
         }
     }
 
@@ -57,19 +70,22 @@ impl Clients {
         &self,
         send: SendStream,
         recv: RecvStream,
-        who: &Who,
+        is_shared: bool,
+        caller: &Caller,
     ) -> Result<(), quic::Error> {
         let (writer, driver) = FrameWriter::new(REPLY_BYTES_MAX + self.value_bytes_max);
         // Its error is the stream's end, which the reader sees as well.
         tokio::spawn(driver.drive(send));
-        let stream = self.shared.open_stream(writer.clone());
+        let stream = self.shared.open_stream(writer.clone(), is_shared);
         let frame_bytes_max = self.value_bytes_max + FRAME_OVERHEAD_BYTES_MAX;
         let mut reader = FrameReader::new(recv, frame_bytes_max);
         let (mut frames, mut requests) = (Vec::new(), Vec::new());
         loop {
             let read = reader.read_batch(&mut frames).await;
             requests.extend(
-                frames.drain(..).filter_map(|frame| self.take_frame(frame, stream, who, &writer)),
+                frames
+                    .drain(..)
+                    .filter_map(|frame| self.take_frame(frame, stream, caller, &writer)),
             );
             for busy in self.shared.request(stream, requests.drain(..)) {
                 refuse(&writer, busy, Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
@@ -93,12 +109,14 @@ impl Clients {
         &self,
         frame: Frame,
         stream: u64,
-        who: &Who,
+        caller: &Caller,
         writer: &FrameWriter,
     ) -> Option<(Request, usize)> {
         let reply_to = ReplyTo { stream, request_id: frame.request_id };
         let bytes = frame.body.len() + REQUEST_OVERHEAD_BYTES;
-        match authorise(who, frame.kind).and_then(|()| self.decode(frame, reply_to, writer)) {
+        let decoded = authorise(&caller.identity.who, frame.kind)
+            .and_then(|()| self.decode(frame, reply_to, caller, writer));
+        match decoded {
             Ok(body) => Some((Request { reply_to, body }, bytes)),
             Err(refusal) => {
                 refuse(writer, reply_to, refusal);
@@ -111,6 +129,7 @@ impl Clients {
         &self,
         frame: Frame,
         reply_to: ReplyTo,
+        caller: &Caller,
         writer: &FrameWriter,
     ) -> Result<RequestBody, Refusal> {
         let invalid = |reason: String| Refusal::Invalid { reason };
@@ -125,6 +144,10 @@ impl Clients {
                 Ok(RequestBody::Hello)
             }
             FrameKind::Write => Ok(RequestBody::Write(frame.body)),
+            FrameKind::WriteAnywhere => {
+                let client = Arc::clone(&caller.uri);
+                Ok(RequestBody::WriteAnywhere { command: frame.body, client })
+            }
             FrameKind::Get => {
                 let get: Get<'_> = proto::decode(&frame.body, "get").map_err(malformed)?;
                 if get.key.is_empty() {
@@ -141,8 +164,10 @@ impl Clients {
                 let scan: Scan<'_> = proto::decode(&frame.body, "scan").map_err(malformed)?;
                 let consistency = scan.consistency;
                 let plan = scan::Plan::new(&scan, reply_to);
-                let ready = self.shared.wait_for_scan(reply_to.stream);
-                tokio::spawn(scan::run(plan, ready, writer.clone()));
+                let Some(ready) = self.shared.wait_for_scan(reply_to.stream) else {
+                    return Err(invalid("a scan needs a stream of its own".to_owned()));
+                };
+                tokio::spawn(scan::run(plan, ready, writer.clone(), Arc::clone(&self.shared)));
                 Ok(RequestBody::Scan { consistency })
             }
             FrameKind::Status => Ok(RequestBody::Status),
@@ -150,7 +175,8 @@ impl Clients {
             | FrameKind::Raft
             | FrameKind::Snapshot
             | FrameKind::SnapshotChunk
-            | FrameKind::SnapshotDone => Err(invalid("not a request".to_owned())),
+            | FrameKind::SnapshotDone
+            | FrameKind::Forward => Err(invalid("not a request".to_owned())),
         }
     }
 }
@@ -165,7 +191,7 @@ pub(super) fn report_refused(port: &str, error: &quic::Error) {
 }
 
 /// Answers a request that the node never sees.
-fn refuse(writer: &FrameWriter, to: ReplyTo, refusal: Refusal) {
+pub(super) fn refuse(writer: &FrameWriter, to: ReplyTo, refusal: Refusal) {
     let pushed = writer.push(|buffer| {
         encode_frame(buffer, FrameKind::Reply, to.request_id, |body| {
             proto::encode(&Reply::Refused(refusal), body);

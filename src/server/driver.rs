@@ -2,18 +2,19 @@
 //! wake the sync thread, queue for peers, let the links send; then apply and reply. There is no timer
 //! but the tick: a turn takes whatever arrived, so batches grow with load by themselves.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::answers::Burst;
 use super::peers::Links;
 use super::shared::Shared;
-use super::{Error, snapshots};
+use super::{Error, forward, snapshots};
 use crate::node::run::Threads;
 use crate::node::{Input, Node, Output};
 use crate::raft::{NodeId, RoleKind};
+use crate::store::snapshot;
 
 /// The unit of the core's time.
 pub(super) const TICK: Duration = Duration::from_millis(10);
@@ -23,7 +24,7 @@ pub(super) struct Driver {
     pub(super) threads: Threads,
     pub(super) shared: Arc<Shared>,
     pub(super) links: Links,
-    pub(super) data: PathBuf,
+    pub(super) snapshots: snapshot::Dir,
     pub(super) leader: Option<NodeId>,
 }
 
@@ -65,10 +66,7 @@ impl Driver {
     }
 
     async fn turn(&mut self, input: &mut Input, output: &mut Output) -> Result<(), Error> {
-        let (ticks, transfer) = (input.ticks, input.transfer);
         self.shared.take_input(input);
-        input.ticks += ticks;
-        input.transfer |= transfer;
         let reports = self.threads.take_reports();
         if let Some(error) = reports.failure {
             return Err(Error::Log(error));
@@ -83,7 +81,11 @@ impl Driver {
         self.links.send(output.messages.drain(..));
         for to in output.send_snapshots.drain(..) {
             let shared = Arc::clone(&self.shared);
-            snapshots::send(shared, self.links.connection(to), to, self.node.term(), &self.data);
+            let (connection, dir) = (self.links.connection(to), self.snapshots.clone());
+            snapshots::send(shared, connection, to, self.node.term(), dir);
+        }
+        for forward in output.forwards.drain(..) {
+            forward::send(&self.shared, self.links.connection(forward.to), forward);
         }
         if sends {
             // The links' tasks run before the store does: replication never waits for applying.
@@ -91,11 +93,17 @@ impl Driver {
                 tokio::task::yield_now().await;
             }
         }
-        self.node.step_out(output, &mut self.shared.burst());
+        self.node.step_out(output, &mut Burst::new(&self.shared));
         if let Some(job) = output.checkpoint.take() {
             self.threads.checkpoint(job);
         }
         self.report(output);
+        if std::mem::take(&mut output.again) {
+            self.shared.bell.notify_one();
+            // A bell that rings already does not let the other tasks run, nor the clock: a long backlog would silence
+            // the node until it is applied.
+            tokio::task::yield_now().await;
+        }
         match output.failure.take() {
             Some(error) => Err(Error::Log(error)),
             None => Ok(()),
@@ -121,6 +129,7 @@ impl Driver {
         }
         if self.node.leader() != self.leader {
             self.leader = self.node.leader();
+            self.shared.leader_changed.notify_waiters();
             let own = self.node.role() == RoleKind::Leader;
             match self.leader {
                 Some(leader) if !own => {
@@ -130,9 +139,6 @@ impl Driver {
                 Some(_) => {}
                 None => tracing::info!("has no leader"),
             }
-        }
-        if std::mem::take(&mut output.again) {
-            self.shared.bell.notify_one();
         }
     }
 }

@@ -8,12 +8,16 @@
 //! a client that does not read its answers loses its stream. Nobody gets here without a certificate of
 //! the cluster's CA; `authorise` is the only place where rights are decided.
 //!
-//! **What is left out.** Roles, terms and files: `node` has those. Forwarding writes to the leader: a
-//! client is told who leads.
+//! A client that asks a node which does not lead is told who does; `forward` hands its write on if it cannot
+//! go there itself.
+//!
+//! **What is left out.** Roles, terms and files: `node` has those.
 
+mod answers;
 mod authorise;
 mod clients;
 mod driver;
+mod forward;
 mod peers;
 mod scan;
 mod settings;
@@ -90,6 +94,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let options = open_options(&settings, &credentials)?;
     let (own, cluster_id) = (options.raft.id, options.identity.cluster);
     let store_options = options.store;
+    let snapshots = node::snapshots_dir(&options.disk, &settings.data);
     // Ports first: one that is taken should not cost a recovery.
     let secret = credentials.derive_secret(b"quicraft stateless reset");
     let bind = |kind, address| quic::server_endpoint(kind, address, &credentials, Some(secret));
@@ -106,9 +111,9 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         Arc::new(move || shared.bell.notify_one())
     };
     let threads =
-        Threads::start(writer, &settings.data, cluster_id, bell).map_err(Error::Threads)?;
+        Threads::start(writer, snapshots.clone(), cluster_id, bell).map_err(Error::Threads)?;
     let links = Links::start(&peer_endpoint, &credentials, &settings.members, own, &shared);
-    let receiver = snapshots::Receiver::new(&settings.data, cluster_id, store_options);
+    let receiver = snapshots::Receiver::new(snapshots.clone(), cluster_id, store_options);
     tokio::spawn(peers::accept(
         peer_endpoint.clone(),
         Arc::new(settings.members.clone()),
@@ -126,7 +131,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         settings.client_listen,
         settings.peer_listen
     );
-    let driver = Driver { node, threads, shared, links, data: settings.data, leader: None };
+    let driver = Driver { node, threads, shared, links, snapshots, leader: None };
     let result = driver.run(shutdown).await;
     for endpoint in [&peer_endpoint, &client_endpoint] {
         endpoint.close(0_u32.into(), b"stopping");

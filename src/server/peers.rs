@@ -14,7 +14,8 @@ use quinn::{Connection, Endpoint, RecvStream};
 use tokio::time::{sleep, timeout};
 
 use super::shared::Shared;
-use super::{Member, clients, snapshots};
+use super::snapshots::Frames;
+use super::{Member, clients, forward, snapshots};
 use crate::node::decode_message;
 use crate::pki::{Credentials, Who};
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
@@ -244,6 +245,7 @@ pub(super) async fn accept(
     shared: Arc<Shared>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
+        let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else { continue };
         let (members, receiver) = (Arc::clone(&members), Arc::clone(&receiver));
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -292,9 +294,17 @@ async fn serve(
             }
             stream = connection.accept_bi() => {
                 let Ok((send, recv)) = stream else { return };
-                let receiver = Arc::clone(receiver);
-                let shared = Arc::clone(shared);
-                tokio::spawn(async move { receiver.receive(send, recv, peer, &shared).await });
+                let (receiver, shared) = (Arc::clone(receiver), Arc::clone(shared));
+                tokio::spawn(async move {
+                    let mut frames = Frames::of(recv, PEER_FRAME_BYTES_MAX);
+                    match frames.next().await {
+                        Ok(first) if first.kind == FrameKind::Forward => {
+                            forward::receive(&first, send, peer, &shared);
+                        }
+                        Ok(first) => receiver.receive(first, frames, send, peer, &shared).await,
+                        Err(error) => tracing::debug!("a stream of {peer} broke: {error}"),
+                    }
+                });
             }
         }
     }
@@ -316,6 +326,9 @@ async fn read(stream: RecvStream, peer: NodeId, shared: &Shared) -> Result<(), q
     Ok(())
 }
 
+/// Connections with the other members both ways, twice over after a reconnection, and handshakes of strangers, who get
+/// no further; more are refused.
+const CONNECTIONS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const OPEN_PATIENCE: Duration = Duration::from_secs(1);

@@ -1,11 +1,12 @@
 //! Scans: each reads the store at one revision, page by page, as fast as its client takes the pages.
 
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::shared::ScanReady;
+use super::shared::{ScanReady, Shared};
 use crate::node::ReplyTo;
 use crate::proto;
 use crate::proto::client::{Reply, Row, Scan, ScanMode};
@@ -46,9 +47,20 @@ struct Place {
     more: bool,
 }
 
-/// Answers a scan once it may read; ends silently when the request was refused or the client is gone.
-pub(super) async fn run(plan: Plan, ready: oneshot::Receiver<ScanReady>, writer: FrameWriter) {
+/// Answers a scan once it may read, and ends its stream; ends silently when the request was refused.
+pub(super) async fn run(
+    plan: Plan,
+    ready: oneshot::Receiver<ScanReady>,
+    writer: FrameWriter,
+    shared: Arc<Shared>,
+) {
     let Ok(ready) = ready.await else { return };
+    answer(&plan, &ready, &writer).await;
+    shared.drop_stream(plan.reply_to.stream);
+}
+
+/// Sends page after page; ends early when the client is gone.
+async fn answer(plan: &Plan, ready: &ScanReady, writer: &FrameWriter) {
     let mut place = Place { after: None, rows: 0, is_over: false, more: false };
     while !place.is_over {
         // A page a turn of the runtime: heartbeats pass between them.
@@ -59,20 +71,18 @@ pub(super) async fn run(plan: Plan, ready: oneshot::Receiver<ScanReady>, writer:
             }
             tokio::time::sleep(QUEUE_PATIENCE).await;
         }
-        let page = writer.push(|buffer| page(&plan, &ready, &mut place, buffer));
+        let page = writer.push(|buffer| page(plan, ready, &mut place, buffer));
         if page.is_err() {
             return;
         }
     }
     let end = Reply::ScanEnd { rows: place.rows, revision: ready.1.0, more: place.more };
-    let pushed = writer.push(|buffer| {
+    // The error is that the client is gone.
+    let _ = writer.push(|buffer| {
         encode_frame(buffer, FrameKind::Reply, plan.reply_to.request_id, |body| {
             proto::encode(&end, body);
         });
     });
-    if pushed.is_ok() {
-        writer.close();
-    }
 }
 
 /// Appends the next page to `buffer`, if it has rows.
@@ -89,8 +99,17 @@ fn page(plan: &Plan, (reader, at): &ScanReady, place: &mut Place, buffer: &mut V
         None => {}
     }
     let (mut rows, mut bytes, mut scanned) = (Vec::new(), 0, 0);
+    let (mut scan, mut steps) = (reader.scan(range, *at), PAGE_STEPS_MAX);
     place.is_over = true;
-    for row in reader.scan(range, *at) {
+    loop {
+        let row = match scan.next_within(&mut steps) {
+            Ok(Some(row)) => row,
+            Ok(None) => break,
+            Err(seen) => {
+                (place.after, place.is_over) = (Some(seen.to_vec()), false);
+                break;
+            }
+        };
         if place.rows >= plan.limit {
             place.more = true;
             break;
@@ -115,6 +134,61 @@ fn page(plan: &Plan, (reader, at): &ScanReady, place: &mut Place, buffer: &mut V
     }
 }
 
+/// Keys that one page looks at, deleted ones too: a long row of those must not hold up the node.
+const PAGE_STEPS_MAX: usize = 4 * SCAN_PAGE_ROWS_MAX;
 /// Pages that wait for a slow client; the scan waits with it.
 const QUEUED_BYTES_MAX: usize = 256 << 10;
 const QUEUE_PATIENCE: Duration = Duration::from_millis(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::client::Consistency;
+    use crate::proto::command::{Command, Op, Outcome};
+    use crate::raft::Index;
+    use crate::store::{Options, Store};
+
+    #[test]
+    fn a_long_row_of_deleted_keys_is_passed_in_steps() {
+        let options = Options { arena_bytes: 64 << 20, hash_seed: 1 };
+        let mut store = Store::new(options).expect("there is room");
+        let session = match store.apply(Index(1), &Command::OpenSession) {
+            Outcome::SessionOpened(session) => session,
+            other => panic!("{other:?}"),
+        };
+        let mut seq = 0;
+        let mut write = |op: Op<'_>| {
+            seq += 1;
+            let command = Command::Write { session, seq, answered_below: seq, op };
+            let index = store.revision().next();
+            store.apply(index, &command);
+        };
+        let keys: Vec<String> = (0..20_000).map(|number| format!("{number:05}")).collect();
+        for key in &keys {
+            write(Op::Put { key: key.as_bytes(), value: b"v" });
+            if key != "10000" {
+                write(Op::Delete { key: key.as_bytes() });
+            }
+        }
+        for reverse in [false, true] {
+            let scan = Scan {
+                from: b"",
+                to: None,
+                limit: u64::MAX,
+                reverse,
+                mode: ScanMode::Count,
+                consistency: Consistency::Local,
+            };
+            let plan = Plan::new(&scan, ReplyTo { stream: 1, request_id: 1 });
+            let ready = (store.reader(), store.revision());
+            let mut place = Place { after: None, rows: 0, is_over: false, more: false };
+            let mut pages = 0;
+            while !place.is_over {
+                page(&plan, &ready, &mut place, &mut Vec::new());
+                pages += 1;
+            }
+            assert_eq!((place.rows, place.more), (1, false));
+            assert!((5..10).contains(&pages), "{pages} pages");
+        }
+    }
+}

@@ -2,12 +2,12 @@
 //! that wait for answers. Locked only for moments, never across an await.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
-use crate::node::{Input, ReceivedSnapshot, Replies, ReplyTo, Request};
-use crate::proto::client::Reply;
+use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request};
+use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::quic::{FrameWriter, IdMap};
 use crate::raft::{Index, Message, NodeId};
@@ -17,26 +17,48 @@ use crate::wal::Batch;
 /// A scan may read with this reader at this revision.
 pub(super) type ScanReady = (Reader, Index);
 
-#[derive(Default)]
 pub(super) struct Shared {
     input: Mutex<Input>,
     /// Rung when there is input.
     pub(super) bell: Notify,
     /// Rung when a turn has taken the input.
     drained: Notify,
+    /// Rung when another node leads, or none.
+    pub(super) leader_changed: Notify,
     streams: Mutex<IdMap<Stream>>,
     /// By stream: a scan has one of its own.
     scans: Mutex<IdMap<oneshot::Sender<ScanReady>>>,
     next_stream: AtomicU64,
+    /// Writes on their way to the leader; more are refused as `Busy`.
+    pub(super) forwards: Arc<Semaphore>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            input: Mutex::default(),
+            bell: Notify::new(),
+            drained: Notify::new(),
+            leader_changed: Notify::new(),
+            streams: Mutex::default(),
+            scans: Mutex::default(),
+            next_stream: AtomicU64::new(0),
+            forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+        }
+    }
 }
 
 /// A client's stream, as answers see it.
 struct Stream {
     writer: FrameWriter,
+    /// Many requests share it: no long answer may stand before the others'.
+    is_shared: bool,
     /// Questions without an answer yet.
     pending: usize,
     /// The client asks nothing more here.
     ending: bool,
+    /// A scan has it to itself.
+    scans: bool,
 }
 
 /// Nothing is left half done under these locks that a panic could break.
@@ -45,9 +67,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Moves everything that arrived into `input`, which must be empty.
+    /// Adds everything that arrived to `input`, which has no more than ticks and a transfer yet.
     pub(super) fn take_input(&self, input: &mut Input) {
+        // Taken, for what stays in the buffer that is given back would arrive once more.
+        let (ticks, transfer) =
+            (std::mem::take(&mut input.ticks), std::mem::take(&mut input.transfer));
         std::mem::swap(&mut *lock(&self.input), input);
+        input.ticks += ticks;
+        input.transfer |= transfer;
         self.drained.notify_waiters();
     }
 
@@ -91,6 +118,7 @@ impl Shared {
                 let is_full = input.requests.len() >= REQUESTS_MAX
                     || input.request_bytes + bytes > REQUEST_BYTES_MAX;
                 if is_full {
+                    // A scan's task ends without its sender.
                     lock(&self.scans).remove(&stream);
                     refused.push(request.reply_to);
                 } else {
@@ -109,10 +137,51 @@ impl Shared {
         refused
     }
 
+    /// Answers a request that waits with a refusal.
+    pub(super) fn refuse(&self, to: ReplyTo, refusal: Refusal) {
+        self.relay_with(to, |body| crate::proto::encode(&Reply::Refused(refusal), body));
+    }
+
+    /// Answers a request with the body of another node's answer.
+    pub(super) fn relay(&self, to: ReplyTo, body: &[u8]) {
+        self.relay_with(to, |buffer| buffer.extend_from_slice(body));
+    }
+
+    fn relay_with(&self, to: ReplyTo, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.answer(to.stream, 1, |buffer| {
+            encode_frame(buffer, FrameKind::Reply, to.request_id, encode);
+        });
+    }
+
+    /// Queues what `encode` appends, the answers to `count` questions of a stream.
+    pub(super) fn answer(&self, id: u64, count: usize, encode: impl FnOnce(&mut Vec<u8>)) {
+        let mut streams = lock(&self.streams);
+        let Some(stream) = streams.get_mut(&id) else { return };
+        let pushed = stream.writer.push(encode);
+        stream.pending = stream.pending.saturating_sub(count);
+        let is_over = stream.ending && stream.pending == 0;
+        // A client that does not read its answers loses the stream, not the node its memory.
+        if pushed.is_err() || is_over {
+            stream.writer.close();
+            streams.remove(&id);
+        }
+    }
+
+    /// The task of a stream's scan, if one waits for its turn to read.
+    pub(super) fn take_scan(&self, stream: u64) -> Option<oneshot::Sender<ScanReady>> {
+        lock(&self.scans).remove(&stream)
+    }
+
+    /// Whether long answers must not stand on this stream before others.
+    pub(super) fn is_shared(&self, stream: u64) -> bool {
+        lock(&self.streams).get(&stream).is_some_and(|stream| stream.is_shared)
+    }
+
     /// Registers a stream under a new number.
-    pub(super) fn open_stream(&self, writer: FrameWriter) -> u64 {
+    pub(super) fn open_stream(&self, writer: FrameWriter, is_shared: bool) -> u64 {
         let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
-        lock(&self.streams).insert(id, Stream { writer, pending: 0, ending: false });
+        lock(&self.streams)
+            .insert(id, Stream { writer, is_shared, pending: 0, ending: false, scans: false });
         id
     }
 
@@ -136,89 +205,104 @@ impl Shared {
         lock(&self.scans).remove(&id);
     }
 
-    /// Registers the scan of a stream, which waits for its turn to read.
-    pub(super) fn wait_for_scan(&self, stream: u64) -> oneshot::Receiver<ScanReady> {
-        let (sender, receiver) = oneshot::channel();
-        lock(&self.scans).insert(stream, sender);
-        receiver
-    }
-
-    /// Takes a turn's answers.
-    pub(super) fn burst(&self) -> Burst<'_> {
-        Burst { shared: self, stream: 0, answers: 0, encoded: Vec::new() }
-    }
-
-    /// Queues answers to `count` questions of a stream.
-    fn answer(&self, id: u64, count: usize, encoded: &[u8]) {
+    /// Registers a scan that waits for its turn to read. `None` on a stream where it would not be alone: so there are
+    /// no more scans than streams, and the end of one ends nothing else.
+    pub(super) fn wait_for_scan(&self, id: u64) -> Option<oneshot::Receiver<ScanReady>> {
         let mut streams = lock(&self.streams);
-        let Some(stream) = streams.get_mut(&id) else { return };
-        let pushed = stream.writer.push(|buffer| buffer.extend_from_slice(encoded));
-        stream.pending = stream.pending.saturating_sub(count);
-        let is_over = stream.ending && stream.pending == 0;
-        // A client that does not read its answers loses the stream, not the node its memory.
-        if pushed.is_err() || is_over {
-            stream.writer.close();
-            streams.remove(&id);
+        let stream = streams.get_mut(&id)?;
+        if stream.is_shared || std::mem::replace(&mut stream.scans, true) {
+            return None;
         }
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.scans).insert(id, sender);
+        Some(receiver)
     }
 }
 
-/// The answers of a turn, gathered per stream: those of one read of a stream follow each other, so they go into its
-/// buffer in one push.
-pub(super) struct Burst<'a> {
-    shared: &'a Shared,
-    stream: u64,
-    answers: usize,
-    encoded: Vec<u8>,
-}
-
-impl Burst<'_> {
-    fn flush(&mut self) {
-        if self.answers > 0 {
-            self.shared.answer(self.stream, std::mem::take(&mut self.answers), &self.encoded);
-            self.encoded.clear();
-        }
-    }
-}
-
-impl Drop for Burst<'_> {
-    fn drop(&mut self) {
-        self.flush();
-    }
-}
-
-impl Replies for Burst<'_> {
-    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
-        if to.stream != self.stream || self.encoded.len() >= BURST_BYTES {
-            self.flush();
-            self.stream = to.stream;
-        }
-        if let Reply::Refused(_) = reply {
-            // It may be a scan that is refused: its task ends.
-            lock(&self.shared.scans).remove(&to.stream);
-        }
-        encode_frame(&mut self.encoded, FrameKind::Reply, to.request_id, |body| {
-            crate::proto::encode(reply, body);
-        });
-        self.answers += 1;
-    }
-
-    fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index) {
-        if let Some(waiting) = lock(&self.shared.scans).remove(&to.stream) {
-            // The scan's task may have ended with its connection.
-            let _ = waiting.send((reader, at));
-        }
-        if let Some(stream) = lock(&self.shared.streams).get_mut(&to.stream) {
-            stream.pending = stream.pending.saturating_sub(1);
-        }
-    }
-}
-
-/// Answers to one stream are handed over at this length.
-const BURST_BYTES: usize = 64 << 10;
 /// Messages of peers that wait for a turn; their readers stop reading above it.
 const PEER_MESSAGES_MAX: usize = 4096;
 /// Requests that wait for a turn; more are refused as `Busy`.
 const REQUESTS_MAX: usize = 65_536;
+/// Writes that wait for another node's answer.
+const FORWARDS_MAX: usize = 1024;
 /// Bytes of requests that wait for a turn; more are refused as `Busy`.
 const REQUEST_BYTES_MAX: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{Replies, RequestBody};
+    use crate::proto::client::{Consistency, Scan, ScanMode};
+    use crate::server::answers::Burst;
+    use crate::server::scan;
+    use crate::store;
+
+    /// A scan whose client asks nothing more, before (`early`) or after it may read.
+    async fn scan(early: bool) {
+        let shared = Arc::new(Shared::default());
+        let (writer, _driver) = FrameWriter::new(1 << 20);
+        let stream = shared.open_stream(writer.clone(), false);
+        let to = ReplyTo { stream, request_id: 1 };
+        let asked = Scan {
+            from: b"",
+            to: None,
+            limit: u64::MAX,
+            reverse: false,
+            mode: ScanMode::Rows,
+            consistency: Consistency::Local,
+        };
+        let ready = shared.wait_for_scan(stream).expect("the stream is its own");
+        assert!(shared.wait_for_scan(stream).is_none(), "two scans on one stream");
+        let body = RequestBody::Scan { consistency: Consistency::Local };
+        assert!(
+            shared.request(stream, [(Request { reply_to: to, body }, 1)].into_iter()).is_empty()
+        );
+        if early {
+            shared.end_stream(stream);
+        }
+        let options = store::Options { arena_bytes: 1 << 20, hash_seed: 1 };
+        let store = store::Store::new(options).expect("there is room");
+        Burst::new(&shared).scan(to, store.reader(), Index(0));
+        if !early {
+            shared.end_stream(stream);
+        }
+        assert_eq!(writer.push(|_| ()), Ok(()), "the stream ended before the scan");
+        let plan = scan::Plan::new(&asked, to);
+        scan::run(plan, ready, writer.clone(), Arc::clone(&shared)).await;
+        assert!(writer.queued_bytes() > 0, "the scan's end was not sent");
+        assert!(writer.push(|_| ()).is_err(), "the stream goes on after the scan");
+        assert!(lock(&shared.streams).is_empty() && lock(&shared.scans).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_scan_is_answered_to_its_end_and_leaves_nothing_behind() {
+        scan(true).await;
+        scan(false).await;
+    }
+
+    #[tokio::test]
+    async fn a_scan_that_finds_no_room_leaves_nothing_behind() {
+        let shared = Shared::default();
+        let (writer, _driver) = FrameWriter::new(1 << 20);
+        let to = ReplyTo { stream: shared.open_stream(writer, false), request_id: 1 };
+        let ready = shared.wait_for_scan(to.stream).expect("the stream is its own");
+        let body = RequestBody::Scan { consistency: Consistency::Local };
+        let request = Request { reply_to: to, body };
+        assert_eq!(shared.request(to.stream, [(request, REQUEST_BYTES_MAX + 1)].into_iter()), [to]);
+        assert!(ready.await.is_err() && lock(&shared.scans).is_empty());
+    }
+
+    #[test]
+    fn a_tick_and_a_transfer_arrive_once() {
+        let shared = Shared::default();
+        let mut input = Input { ticks: 1, transfer: true, ..Input::default() };
+        shared.take_input(&mut input);
+        assert!(input.ticks == 1 && input.transfer);
+        // The node's turn.
+        (input.ticks, input.transfer) = (0, false);
+        for turn in 0..3 {
+            shared.take_input(&mut input);
+            assert!(input.ticks == 0 && !input.transfer, "turn {turn}: {} ticks", input.ticks);
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! Snapshots between nodes, both ends: the file's bytes on a stream of their own, at the lowest
 //! priority, so that nothing waits behind them. The receiver verifies before it says that it has them.
 
+use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quinn::{Connection, RecvStream, SendStream};
@@ -48,9 +48,8 @@ pub(super) fn send(
     connection: Option<Connection>,
     to: NodeId,
     term: Term,
-    data: &Path,
+    dir: snapshot::Dir,
 ) {
-    let dir = data.join("snapshots");
     tokio::spawn(async move {
         let sent = match connection {
             Some(connection) => send_to(&connection, term, dir).await,
@@ -65,8 +64,8 @@ pub(super) fn send(
     });
 }
 
-async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<Index, Error> {
-    let listed = blocking(move || snapshot::list(&dir)).await??;
+async fn send_to(connection: &Connection, term: Term, dir: snapshot::Dir) -> Result<Index, Error> {
+    let listed = blocking(move || dir.list()).await??;
     let (index, path) = listed.into_iter().next().ok_or(Error::None)?;
     let mut file = std::fs::File::open(path)?;
     let bytes = file.metadata()?.len();
@@ -99,36 +98,35 @@ async fn send_to(connection: &Connection, term: Term, dir: PathBuf) -> Result<In
     }
     // Fails only if the receiver gave up, which the missing answer says as well.
     let _ = stream.finish();
-    let mut reader = FrameReader::new(answer, FRAME_OVERHEAD_BYTES_MAX);
-    let frame = Frames::default().next(&mut reader).await?;
+    let frame = Frames::of(answer, FRAME_OVERHEAD_BYTES_MAX).next().await?;
     let done: SnapshotDone = proto::decode(&frame.body, "snapshot answer")?;
     if done.installed { Ok(index) } else { Err(Error::Refused) }
 }
 
 /// Takes in snapshots, one at a time.
 pub(super) struct Receiver {
-    dir: PathBuf,
+    dir: snapshot::Dir,
     cluster_id: [u8; 16],
     store: store::Options,
     busy: tokio::sync::Mutex<()>,
 }
 
 impl Receiver {
-    pub(super) fn new(data: &Path, cluster_id: [u8; 16], store: store::Options) -> Receiver {
-        let dir = data.join("snapshots");
+    pub(super) fn new(dir: snapshot::Dir, cluster_id: [u8; 16], store: store::Options) -> Receiver {
         Receiver { dir, cluster_id, store, busy: tokio::sync::Mutex::new(()) }
     }
 
-    /// Takes in one snapshot and answers whether it is here, whole and good.
+    /// Takes in the snapshot that `first` announces and answers whether it is here, whole and good.
     pub(super) async fn receive(
         &self,
+        first: Frame,
+        frames: Frames,
         mut send: SendStream,
-        recv: RecvStream,
         from: NodeId,
         shared: &Shared,
     ) {
         let result = match self.busy.try_lock() {
-            Ok(_guard) => self.take(recv, from).await,
+            Ok(_guard) => self.take(&first, frames, from).await,
             Err(_) => Err(Error::Busy),
         };
         let installed = match result {
@@ -152,10 +150,12 @@ impl Receiver {
         }
     }
 
-    async fn take(&self, recv: RecvStream, from: NodeId) -> Result<ReceivedSnapshot, Error> {
-        let mut reader = FrameReader::new(recv, SNAPSHOT_CHUNK_BYTES + FRAME_OVERHEAD_BYTES_MAX);
-        let mut frames = Frames::default();
-        let first = frames.next(&mut reader).await?;
+    async fn take(
+        &self,
+        first: &Frame,
+        mut frames: Frames,
+        from: NodeId,
+    ) -> Result<ReceivedSnapshot, Error> {
         if first.kind != FrameKind::Snapshot {
             return Err(Malformed("snapshot").into());
         }
@@ -164,7 +164,7 @@ impl Receiver {
         let mut incoming = blocking(move || store::Incoming::create(&dir)).await??;
         let mut got = 0_u64;
         while got < header.bytes {
-            let chunk = frames.next(&mut reader).await?;
+            let chunk = frames.next().await?;
             got += chunk.body.len() as u64;
             if chunk.kind != FrameKind::SnapshotChunk || chunk.body.is_empty() || got > header.bytes
             {
@@ -172,10 +172,10 @@ impl Receiver {
             }
             incoming = blocking(move || incoming.write(&chunk.body).map(|()| incoming)).await??;
         }
-        let (cluster, options) = (self.cluster_id, self.store);
+        let (dir, cluster, options) = (self.dir.clone(), self.cluster_id, self.store);
         let (store, meta) = blocking(move || -> Result<(Store, snapshot::SnapshotMeta), Error> {
             let path = incoming.finish(&cluster)?;
-            Ok(Store::load(&path, options)?)
+            Ok(Store::load(&dir, &path, options)?)
         })
         .await??;
         let membership: Membership = proto::decode(&meta.membership, "membership")?;
@@ -184,22 +184,33 @@ impl Receiver {
     }
 }
 
-/// Frames one by one.
-#[derive(Default)]
-struct Frames {
-    batch: std::collections::VecDeque<Frame>,
+/// The frames of a stream, one by one.
+pub(super) struct Frames {
+    reader: FrameReader,
+    batch: VecDeque<Frame>,
 }
 
 impl Frames {
-    async fn next(&mut self, reader: &mut FrameReader) -> Result<Frame, Error> {
+    pub(super) fn of(stream: RecvStream, frame_bytes_max: usize) -> Frames {
+        let reader = FrameReader::new(stream, frame_bytes_max);
+        Frames { reader, batch: VecDeque::new() }
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    /// Those of the stream, and [`quic::Error::Truncated`] at its end.
+    pub(super) async fn next(&mut self) -> Result<Frame, quic::Error> {
         let mut frames = Vec::new();
-        while self.batch.is_empty() {
-            if !reader.read_batch(&mut frames).await? && frames.is_empty() {
-                return Err(Malformed("snapshot: the stream ended early").into());
+        loop {
+            if let Some(frame) = self.batch.pop_front() {
+                return Ok(frame);
+            }
+            if !self.reader.read_batch(&mut frames).await? {
+                return Err(quic::Error::Truncated);
             }
             self.batch.extend(frames.drain(..));
         }
-        self.batch.pop_front().ok_or(Error::Malformed(Malformed("snapshot")))
     }
 }
 

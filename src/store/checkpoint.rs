@@ -9,14 +9,13 @@
 //!
 //! **Left out:** writing without a second arena in memory; the image takes about the live bytes until it is written.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::arena::Arena;
 use super::files::Pace;
 use super::records::{self, VersionHeader};
 use super::session::Sessions;
-use super::snapshot::{self, Header, SnapshotInfo, SnapshotMeta};
+use super::snapshot::{self, Dir, Header, SnapshotInfo, SnapshotMeta};
 use super::tree::Tree;
 use super::{Error, Options, Store, skiplist};
 use crate::raft::Index;
@@ -54,12 +53,7 @@ impl Checkpoint {
     /// # Panics
     /// If `meta.index` is not [`Checkpoint::revision`], or the membership is longer than
     /// [`snapshot::MEMBERSHIP_BYTES_MAX`].
-    pub fn write(
-        self,
-        dir: &Path,
-        meta: &SnapshotMeta,
-        pace: &Pace,
-    ) -> Result<SnapshotInfo, Error> {
+    pub fn write(self, dir: &Dir, meta: &SnapshotMeta, pace: &Pace) -> Result<SnapshotInfo, Error> {
         assert_eq!(meta.index, self.revision, "a snapshot is named by what it holds");
         let image = self.compact(pace)?;
         let sessions = self.sessions.encode();

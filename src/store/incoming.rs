@@ -1,8 +1,8 @@
 //! A snapshot that comes from another node: written piece by piece, verified whole, then published.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::files::{self, NewFile, Pace};
+use super::files::{Dir, NewFile, Pace};
 use super::{Error, snapshot};
 
 /// A snapshot file in the making; dropped before [`Incoming::finish`] it leaves nothing behind.
@@ -15,16 +15,16 @@ impl Incoming {
     /// over the first.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be made.
-    pub fn create(dir: &Path) -> Result<Incoming, Error> {
-        files::create_dir(dir)?;
+    /// [`Error::Disk`] if the file cannot be made.
+    pub fn create(dir: &Dir) -> Result<Incoming, Error> {
+        dir.create()?;
         Ok(Incoming { file: NewFile::create(dir, "incoming", Pace::default())? })
     }
 
     /// Adds the next bytes.
     ///
     /// # Errors
-    /// [`Error::Io`], for example on a full disk.
+    /// [`Error::Disk`], for example on a full disk.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.file.write(bytes)
     }
@@ -34,10 +34,10 @@ impl Incoming {
     /// # Errors
     /// [`Error::Corrupt`] if it is no whole snapshot of this cluster; nothing is left behind then.
     pub fn finish(mut self, cluster: &[u8; 16]) -> Result<PathBuf, Error> {
-        let temporary = self.file.sync()?;
-        let meta = snapshot::verify(temporary)?;
+        let temporary = self.file.sync()?.to_owned();
+        let meta = self.file.dir().verify(&temporary)?;
         if meta.cluster != *cluster {
-            let (path, reason) = (temporary.to_owned(), "it is of another cluster");
+            let (path, reason) = (temporary, "it is of another cluster");
             return Err(Error::Corrupt { path, offset: 0, reason });
         }
         self.file.publish_as(&snapshot::name(meta.index))

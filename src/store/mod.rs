@@ -41,6 +41,7 @@ pub use self::incoming::Incoming;
 pub use self::reader::{Range, Reader, Row, Scan, Versioned};
 use self::session::Sessions;
 use self::tree::Tree;
+use crate::disk;
 use crate::proto::command::{Command, Op, Outcome, key_is_valid};
 use crate::proto::limits::VALUE_BYTES_CEILING;
 use crate::raft::Index;
@@ -83,16 +84,9 @@ pub enum Error {
         /// What the snapshot's image takes.
         needed: u64,
     },
-    /// The operating system refused an operation on a file.
-    #[error("cannot {op} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        op: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    /// The disk refused an operation on a file.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
     /// The file is damaged or no snapshot.
     #[error("{} is damaged at offset {offset}: {reason}", path.display())]
     Corrupt {

@@ -158,10 +158,13 @@ impl<'a> Scan<'a> {
     }
 }
 
-impl<'a> Iterator for Scan<'a> {
-    type Item = Row<'a>;
-
-    fn next(&mut self) -> Option<Row<'a>> {
+impl<'a> Scan<'a> {
+    /// The next row, but after at most `steps` keys, of which each one that is deleted costs one, too: then the error is
+    /// the key that was seen last, after which a new scan can go on.
+    ///
+    /// # Errors
+    /// The last key, see above.
+    pub fn next_within(&mut self, steps: &mut usize) -> Result<Option<Row<'a>>, &'a [u8]> {
         while let Some(node) = self.next {
             let key = node.key();
             let reverse = self.range.reverse;
@@ -174,10 +177,29 @@ impl<'a> Iterator for Scan<'a> {
             self.next = if reverse { node.before() } else { node.next() };
             if let Some(version) = node.live_at(self.at) {
                 let (value, revision) = (version.value(), Index(version.revision()));
-                return Some(Row { key, value, revision });
+                *steps = steps.saturating_sub(1);
+                return Ok(Some(Row { key, value, revision }));
+            }
+            *steps = steps.saturating_sub(1);
+            if *steps == 0 {
+                return Err(key);
             }
         }
-        None
+        Ok(None)
+    }
+}
+
+impl<'a> Iterator for Scan<'a> {
+    type Item = Row<'a>;
+
+    fn next(&mut self) -> Option<Row<'a>> {
+        let mut steps = usize::MAX;
+        loop {
+            // Its end is no end here: the scan stands behind the key that it saw last.
+            if let Ok(row) = self.next_within(&mut steps) {
+                return row;
+            }
+        }
     }
 }
 

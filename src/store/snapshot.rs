@@ -2,14 +2,14 @@
 //!
 //! **For:** restarting without the log's beginning, and bringing a follower up to date.
 //!
-//! **In and out:** [`Checkpoint::write`](super::Checkpoint::write) makes one; [`Store::load`] and [`load_newest`] read
-//! one; [`verify`], [`list`] and [`retain`] look after them.
+//! **In and out:** [`Checkpoint::write`](super::Checkpoint::write) makes one in a [`Dir`]; [`Store::load`] and
+//! [`Dir::load_newest`] read one; [`Dir::verify`], [`Dir::list`] and [`Dir::retain`] look after them.
 //!
 //! **Always:** a file named `{index:016x}.snap` was complete and synced, and was read back from the disk, before it got
 //! its name. Any changed, missing or added byte makes it damaged; damaged files are never loaded and never removed by
-//! [`load_newest`].
+//! [`Dir::load_newest`].
 //!
-//! **Left out:** transfer; the receiver writes the bytes to a file and calls [`verify`].
+//! **Left out:** transfer; the receiver writes the bytes to a file and calls [`Dir::verify`].
 //!
 //! Little-endian; `crc` is CRC-32 (IEEE).
 //!
@@ -39,6 +39,7 @@
 use std::path::{Path, PathBuf};
 
 use super::arena::Arena;
+pub use super::files::Dir;
 use super::files::{self, NewFile, Pace, Source};
 use super::hash::{hash64, mix};
 use super::session::Sessions;
@@ -90,62 +91,71 @@ pub(super) struct Header {
     pub(super) image_bytes: u64,
 }
 
-/// Makes the directory for snapshots, durably, if it is missing.
-pub fn create_dir(dir: &Path) -> Result<(), Error> {
-    files::create_dir(dir)
-}
+impl Dir {
+    /// The snapshots, newest first, by name only.
+    ///
+    /// # Errors
+    /// [`Error::Disk`].
+    pub fn list(&self) -> Result<Vec<(Index, PathBuf)>, Error> {
+        let names = self.names()?;
+        let path = |name: &String| Some((index_of(name)?, self.path.join(name)));
+        Ok(names.iter().rev().filter_map(path).collect())
+    }
 
-/// The snapshots in `dir`, newest first, by name only.
-pub fn list(dir: &Path) -> Result<Vec<(Index, PathBuf)>, Error> {
-    let names = files::names(dir)?;
-    Ok(names.iter().rev().filter_map(|name| Some((index_of(name)?, dir.join(name)))).collect())
-}
-
-/// Reads the whole file and checks every byte.
-pub fn verify(path: &Path) -> Result<SnapshotMeta, Error> {
-    let mut input = Input::open(path)?;
-    let header = input.header()?;
-    let mut scratch = Vec::new();
-    for section in [header.session_bytes, header.image_bytes] {
-        let mut left = section;
-        while left > 0 {
-            let len = left.min(BLOCK_BYTES as u64);
-            scratch.resize(len as usize, 0);
-            input.block(&mut scratch)?;
-            left -= len;
+    /// Reads a whole file and checks every byte.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Version`], [`Error::Disk`].
+    pub fn verify(&self, path: &Path) -> Result<SnapshotMeta, Error> {
+        let mut input = Input::open(self, path)?;
+        let header = input.header()?;
+        let mut scratch = Vec::new();
+        for section in [header.session_bytes, header.image_bytes] {
+            let mut left = section;
+            while left > 0 {
+                let len = left.min(BLOCK_BYTES as u64);
+                scratch.resize(len as usize, 0);
+                input.block(&mut scratch)?;
+                left -= len;
+            }
         }
+        input.end()?;
+        Ok(header.meta)
     }
-    input.end()?;
-    Ok(header.meta)
-}
 
-/// Loads the newest snapshot of `dir` that is not damaged, and removes what unfinished ones left behind. Fails if the
-/// directory cannot be read, if memory is short, or if a snapshot is of another format version: an older state must
-/// not pass for the newest then.
-pub fn load_newest(dir: &Path, options: Options) -> Result<Recovery, Error> {
-    for name in files::names(dir)? {
-        if name.ends_with(files::TEMPORARY) {
-            files::remove(&dir.join(name))?;
+    /// Loads the newest snapshot that is not damaged, and removes what unfinished ones left behind.
+    ///
+    /// # Errors
+    /// If the directory cannot be read, if memory is short, or if a snapshot is of another format version: an older
+    /// state must not pass for the newest then.
+    pub fn load_newest(&self, options: Options) -> Result<Recovery, Error> {
+        for name in self.names()? {
+            if name.ends_with(files::TEMPORARY) {
+                self.remove(&self.path.join(name))?;
+            }
         }
-    }
-    let mut damaged = Vec::new();
-    for (_, path) in list(dir)? {
-        match Store::load(&path, options) {
-            Ok(loaded) => return Ok(Recovery { loaded: Some(loaded), damaged }),
-            Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => damaged.push(error),
-            Err(error) => return Err(error),
+        let mut damaged = Vec::new();
+        for (_, path) in self.list()? {
+            match Store::load(self, &path, options) {
+                Ok(loaded) => return Ok(Recovery { loaded: Some(loaded), damaged }),
+                Err(error @ (Error::Corrupt { .. } | Error::Disk(_))) => damaged.push(error),
+                Err(error) => return Err(error),
+            }
         }
+        Ok(Recovery { loaded: None, damaged })
     }
-    Ok(Recovery { loaded: None, damaged })
-}
 
-/// Removes all but the `count` newest snapshots of `dir`; gives the indexes that are left, newest first.
-pub fn retain(dir: &Path, count: usize) -> Result<Vec<Index>, Error> {
-    let all = list(dir)?;
-    for (_, path) in all.iter().skip(count) {
-        files::remove(path)?;
+    /// Removes all but the `count` newest snapshots; gives the indexes that are left, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Disk`].
+    pub fn retain(&self, count: usize) -> Result<Vec<Index>, Error> {
+        let all = self.list()?;
+        for (_, path) in all.iter().skip(count) {
+            self.remove(path)?;
+        }
+        Ok(all.into_iter().take(count).map(|(index, _)| index).collect())
     }
-    Ok(all.into_iter().take(count).map(|(index, _)| index).collect())
 }
 
 /// The file name of the snapshot at `index`.
@@ -155,8 +165,8 @@ pub fn name(index: Index) -> String {
 
 impl Store {
     /// The store that a snapshot holds; every byte of the file is checked on the way.
-    pub fn load(path: &Path, options: Options) -> Result<(Store, SnapshotMeta), Error> {
-        let mut input = Input::open(path)?;
+    pub fn load(dir: &Dir, path: &Path, options: Options) -> Result<(Store, SnapshotMeta), Error> {
+        let mut input = Input::open(dir, path)?;
         let header = input.header()?;
         let sessions_at = input.source.offset;
         let sessions_len = usize::try_from(header.session_bytes)
@@ -182,7 +192,7 @@ impl Store {
 
 /// Writes a snapshot file, reads it back and gives it its name.
 pub(super) fn write(
-    dir: &Path,
+    dir: &Dir,
     header: &Header,
     sessions: &[u8],
     image: &[u8],
@@ -200,11 +210,11 @@ pub(super) fn write(
     let digest = output.digest.bytes();
     output.put(&digest)?;
     output.put(END_MAGIC)?;
-    let back = verify(output.file.sync()?)?;
+    let back = dir.verify(output.file.sync()?)?;
     assert_eq!(back, header.meta, "a snapshot says what was written");
     pace.check()?;
     let bytes = output.bytes;
-    let path = output.file.publish()?;
+    let path = output.file.publish_as(&name(back.index))?;
     Ok(SnapshotInfo { path, index: back.index, term: back.term, bytes })
 }
 
@@ -271,8 +281,8 @@ struct Input {
 }
 
 impl Input {
-    fn open(path: &Path) -> Result<Input, Error> {
-        Ok(Input { source: Source::open(path)?, digest: Digest::default(), block: 0 })
+    fn open(dir: &Dir, path: &Path) -> Result<Input, Error> {
+        Ok(Input { source: Source::open(dir, path)?, digest: Digest::default(), block: 0 })
     }
 
     fn header(&mut self) -> Result<Header, Error> {

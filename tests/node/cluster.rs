@@ -1,4 +1,4 @@
-//! A cluster in one thread. Disks are in memory (snapshots are real files), messages are delivered in
+//! A cluster in one thread. Disks are in memory, messages are delivered in
 //! order within the same round, and one round is one tick for everybody.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -7,15 +7,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use quicraft::disk::MemDisk;
+use quicraft::disk::{Disk, MemDisk};
 use quicraft::node::{
     self, About, Input, Node, OpenOptions, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
     RequestBody, SnapshotAt,
 };
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
-use quicraft::raft::{Config, Index, Membership, Message, NodeId, RoleKind};
-use quicraft::store::snapshot::{self, SnapshotMeta};
+use quicraft::raft::{Body, Config, Index, Membership, Message, NodeId, ReadId, RoleKind};
 use quicraft::store::{self, Pace, Reader, Store};
 use quicraft::wal::{self, Batch, Writer};
 use quicraft::{proto, raft};
@@ -41,9 +40,11 @@ impl Replies for Answers {
             Reply::Value { value, .. } => Answer::Value(value.to_vec()),
             Reply::NotFound => Answer::NotFound,
             Reply::Refused(refusal) => Answer::Refused(refusal.clone()),
-            Reply::Hello(_) | Reply::Rows(_) | Reply::ScanEnd { .. } | Reply::Status(_) => {
-                Answer::Other
-            }
+            Reply::Hello(_)
+            | Reply::Rows(_)
+            | Reply::ScanEnd { .. }
+            | Reply::Status(_)
+            | Reply::Large => Answer::Other,
         };
         let doubled = self.0.insert(to.request_id, answer);
         assert_eq!(doubled, None, "request {} is answered twice", to.request_id);
@@ -69,7 +70,12 @@ pub(crate) struct Cluster {
     next_request: u64,
     starts: u64,
     pub(crate) snapshots_sent: usize,
-    _dir: tempfile::TempDir,
+    /// The names under which followers asked for a read index.
+    pub(crate) reads_asked: Vec<ReadId>,
+}
+
+fn disk(disk: &MemDisk) -> Arc<dyn Disk> {
+    Arc::new(disk.clone())
 }
 
 const CLUSTER: [u8; 16] = *b"cluster of tests";
@@ -81,10 +87,9 @@ impl Cluster {
     }
 
     pub(crate) fn with_snapshots_every(size: usize, snapshot_log_bytes: u64) -> Cluster {
-        let dir = tempfile::tempdir().unwrap();
         let cells = (0..size).map(|node| Cell {
             disk: MemDisk::new(),
-            dir: dir.path().join(format!("n{}", node + 1)),
+            dir: PathBuf::from(format!("n{}", node + 1)),
             running: None,
             input: Input::default(),
             answers: Answers::default(),
@@ -96,7 +101,7 @@ impl Cluster {
             next_request: 1,
             starts: 0,
             snapshots_sent: 0,
-            _dir: dir,
+            reads_asked: Vec::new(),
         };
         let membership = Membership::of((1..=size as u64).map(NodeId));
         for node in 0..size {
@@ -164,6 +169,23 @@ impl Cluster {
         }
     }
 
+    /// Makes and starts a node on a new disk whose `nth` sync fails and whose power is cut then; gives whether the first
+    /// try to make it failed.
+    pub(crate) fn start_after_broken_init(&mut self, node: usize, nth: u64) -> bool {
+        self.cells[node].running = None;
+        self.cells[node].disk = MemDisk::new();
+        self.cells[node].dir = self.cells[node].dir.with_extension(format!("broken{nth}"));
+        let membership = Membership::of((1..=self.cells.len() as u64).map(NodeId));
+        self.cells[node].disk.fail_sync(nth);
+        let broke = node::init(&self.options(node), &membership).is_err();
+        self.cells[node].disk.crash();
+        if broke {
+            node::init(&self.options(node), &membership).unwrap_or_else(|e| panic!("{nth}: {e}"));
+        }
+        self.start(node);
+        broke
+    }
+
     pub(crate) fn isolate(&mut self, node: usize) {
         self.isolated = Some(node);
     }
@@ -218,15 +240,9 @@ impl Cluster {
         node.step_out(&mut output, &mut cell.answers);
         assert!(output.failure.is_none() && output.contradictions.is_empty());
         if let Some(job) = output.checkpoint.take() {
-            let mut membership = Vec::new();
-            proto::encode(&job.membership, &mut membership);
-            let SnapshotAt { index, term } = job.at;
-            let meta = SnapshotMeta { cluster: CLUSTER, index, term, membership };
-            let dir = cell.dir.join("snapshots");
-            std::fs::create_dir_all(&dir).unwrap();
-            job.checkpoint.write(&dir, &meta, &Pace::default()).unwrap();
-            snapshot::retain(&dir, 2).unwrap();
-            cell.input.checkpoints.push(Some(job.at));
+            let dir = node::snapshots_dir(&disk(&cell.disk), &cell.dir);
+            let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
+            cell.input.checkpoints.push(done);
         }
         let term = node.term();
         for to in std::mem::take(&mut output.send_snapshots) {
@@ -243,6 +259,9 @@ impl Cluster {
         if is_cut || self.cells[to].running.is_none() {
             return;
         }
+        if let Body::ReadIndex { id } = message.body {
+            self.reads_asked.push(id);
+        }
         // Through the wire's own encoding, as between processes.
         let mut bytes = Vec::new();
         proto::peer::encode_message(&message, &mut bytes);
@@ -255,18 +274,21 @@ impl Cluster {
 
     fn send_snapshot(&mut self, from: usize, to: NodeId, term: raft::Term) {
         let target = to.0 as usize - 1;
-        let (index, path) =
-            snapshot::list(&self.cells[from].dir.join("snapshots")).unwrap().remove(0);
+        let source = &self.cells[from];
+        let dir = node::snapshots_dir(&disk(&source.disk), &source.dir);
+        let (index, path) = dir.list().unwrap().remove(0);
+        let bytes = source.disk.dump(&path).unwrap();
         let is_cut = self.isolated == Some(from) || self.isolated == Some(target);
         if is_cut || self.cells[target].running.is_none() {
             self.cells[from].input.snapshots_sent.push((to, None));
             return;
         }
-        let dir = self.cells[target].dir.join("snapshots");
+        let receiver = &self.cells[target];
+        let dir = node::snapshots_dir(&disk(&receiver.disk), &receiver.dir);
         let mut incoming = store::Incoming::create(&dir).unwrap();
-        incoming.write(&std::fs::read(path).unwrap()).unwrap();
+        incoming.write(&bytes).unwrap();
         let path = incoming.finish(&CLUSTER).unwrap();
-        let (store, meta) = Store::load(&path, STORE).unwrap();
+        let (store, meta) = Store::load(&dir, &path, STORE).unwrap();
         let membership = proto::decode(&meta.membership, "membership").unwrap();
         let at = SnapshotAt { index: meta.index, term: meta.term };
         let from_id = NodeId(from as u64 + 1);

@@ -40,6 +40,29 @@ fn a_follower_serves_linearizable_reads() {
     assert_eq!(cluster.get(follower, "k"), Answer::Value(b"v".to_vec()));
 }
 
+/// An answer to a question of the process before may still be under way: its index is too old for a new question.
+#[test]
+fn a_restarted_follower_asks_for_reads_under_new_names() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    let follower = (leader + 1) % 3;
+    for seq in 1..=3 {
+        cluster.write(leader, &put(session, seq, "k", "v"));
+        for _ in 0..5 {
+            cluster.get(follower, "k");
+        }
+        cluster.crash(follower);
+        cluster.start(follower);
+        cluster.run(5);
+    }
+    let asked = &mut cluster.reads_asked;
+    let count = asked.len();
+    asked.sort_unstable();
+    asked.dedup();
+    assert!(count >= 15 && asked.len() == count, "{count} questions, {} names", asked.len());
+}
+
 #[test]
 fn a_retried_append_applies_once_also_at_another_leader() {
     let mut cluster = Cluster::new(3);
@@ -127,6 +150,35 @@ fn a_node_without_its_data_does_not_come_back() {
     cluster.crash(1);
     let error = cluster.start_wiped(1);
     assert!(error.contains("holds no data"), "{error}");
+}
+
+#[test]
+fn a_node_that_was_half_made_can_be_made_again() {
+    let mut cluster = Cluster::new(1);
+    let broken = (1..).take_while(|&nth| cluster.start_after_broken_init(0, nth)).count();
+    assert!(broken >= 4, "only {broken} syncs make a node");
+}
+
+/// Each append makes a new version of the whole value; hundreds of them in one turn must not take more memory than
+/// there is, for what is committed must be applied.
+#[test]
+fn appends_to_a_long_value_are_held_back_by_the_room_for_their_versions() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    cluster.write(leader, &put(session, 1, "long", &"v".repeat((1 << 20) - 1000)));
+    let asked: Vec<u64> =
+        (2..400).map(|seq| cluster.ask_write(leader, &append(session, seq, "long", "x"))).collect();
+    cluster.run(20);
+    let answers: Vec<_> = asked.iter().map(|&ask| cluster.answer(leader, ask)).collect();
+    let is_done = |a: &&Option<Answer>| matches!(a, Some(Answer::Outcome(Outcome::Written { .. })));
+    let is_busy = |a: &&Option<Answer>| matches!(a, Some(Answer::Refused(Refusal::Busy { .. })));
+    let (done, busy) =
+        (answers.iter().filter(is_done).count(), answers.iter().filter(is_busy).count());
+    assert!(done > 100 && busy > 100 && done + busy == 398, "{done} applied, {busy} held back");
+    let ask = cluster.ask_write(leader, &append(session, 1000, "long", "x"));
+    cluster.run(20);
+    assert_eq!(cluster.answer(leader, ask), Some(Answer::Refused(Refusal::NoSpace)));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::proto::client::{
 };
 use crate::proto::command::{Command, Op, Outcome, SessionId};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
-use crate::proto::limits::FRAME_BYTES_MAX;
+use crate::proto::limits::{FRAME_BYTES_MAX, LARGE_BYTES};
 use crate::proto::{decode, encode};
 use crate::quic::{self, FrameReader, PortKind};
 
@@ -51,6 +51,8 @@ pub(super) struct Shared {
     /// Writes held back, to be answered in the opposite order once there are so many.
     pub(super) reverse_batch: usize,
     pub(super) held: Vec<(u64, Vec<u8>)>,
+    /// How long large writes take.
+    pub(super) large_takes: std::time::Duration,
     /// Streams opened besides the first of each connection.
     pub(super) own_streams: usize,
 }
@@ -154,6 +156,10 @@ impl Node {
         let one_writer = Semaphore::new(1);
         while let Ok(true) = reader.read_batch(&mut frames).await {
             for frame in frames.drain(..) {
+                if frame.body.len() > LARGE_BYTES {
+                    let takes = self.shared.lock().unwrap().large_takes;
+                    tokio::time::sleep(takes).await;
+                }
                 let Some(bytes) = self.answer(&frame) else {
                     connection.close(7u32.into(), b"told to");
                     return;

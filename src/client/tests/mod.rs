@@ -208,6 +208,19 @@ async fn large_values_have_a_stream_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_long_rest_before_a_large_value_is_not_taken_for_the_nodes_silence() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    client.put("a", "").await.unwrap();
+    cluster.with(|shared| shared.large_takes = Duration::from_millis(400));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    client.put("a", vec![7; 1 << 20]).await.unwrap();
+    // It went once, over the connection that was there.
+    assert_eq!(cluster.with(|shared| (shared.writes.len(), shared.own_streams)), (2, 1));
+    assert_eq!(cluster.endpoints[0].open_connections(), 1);
+}
+
+#[tokio::test]
 async fn limits_are_checked_before_anything_is_sent() {
     let cluster = Cluster::start(1);
     let client = cluster.client().await;

@@ -2,16 +2,30 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Client, OPTIONS, Random, next, open, write};
+use crate::disk::OsDisk;
 use crate::proto::command::{Command, Op, Outcome};
 use crate::raft::{Index, Term};
-use crate::store::snapshot::{self, SnapshotInfo, SnapshotMeta};
+use crate::store::snapshot::{Dir, SnapshotInfo, SnapshotMeta};
 use crate::store::{Error, Options, Pace, Range, Store};
 
 fn save(store: &Store, dir: &Path) -> SnapshotInfo {
     let meta = meta(store.revision());
-    store.checkpoint().write(dir, &meta, &Pace::default()).unwrap()
+    store.checkpoint().write(&at(dir), &meta, &Pace::default()).unwrap()
+}
+
+fn at(dir: &Path) -> Dir {
+    Dir::new(Arc::new(OsDisk), dir.to_owned())
+}
+
+fn load(path: &Path, options: Options) -> Result<(Store, SnapshotMeta), Error> {
+    Store::load(&at(path.parent().unwrap()), path, options)
+}
+
+fn verify(path: &Path) -> Result<SnapshotMeta, Error> {
+    at(path.parent().unwrap()).verify(path)
 }
 
 fn meta(index: Index) -> SnapshotMeta {
@@ -69,15 +83,15 @@ fn a_loaded_store_goes_on_as_if_it_had_never_stopped() {
     work(&mut [&mut store], &sessions, 5);
     let info = save(&store, dir.path());
     assert_eq!(info.bytes, fs::metadata(&info.path).unwrap().len());
-    assert_eq!(snapshot::verify(&info.path).unwrap(), meta(store.revision()));
-    let (mut loaded, found) = Store::load(&info.path, OPTIONS).unwrap();
+    assert_eq!(verify(&info.path).unwrap(), meta(store.revision()));
+    let (mut loaded, found) = load(&info.path, OPTIONS).unwrap();
     assert_eq!(found, meta(store.revision()));
     assert!(loaded.bytes() < store.bytes(), "dead versions are left behind");
     assert_same(&store, &loaded);
     work(&mut [&mut store, &mut loaded], &sessions, 6);
     assert_same(&store, &loaded);
     let info = save(&loaded, dir.path());
-    assert_same(&Store::load(&info.path, OPTIONS).unwrap().0, &store);
+    assert_same(&load(&info.path, OPTIONS).unwrap().0, &store);
 }
 
 #[test]
@@ -91,8 +105,8 @@ fn a_checkpoint_is_not_moved_by_later_writes() {
     client.put(b"added", b"new");
     client.write(Op::Delete { key: b"deleted later" });
     let meta = meta(checkpoint.revision());
-    let info = checkpoint.write(dir.path(), &meta, &Pace::default()).unwrap();
-    let (loaded, _) = Store::load(&info.path, OPTIONS).unwrap();
+    let info = checkpoint.write(&at(dir.path()), &meta, &Pace::default()).unwrap();
+    let (loaded, _) = load(&info.path, OPTIONS).unwrap();
     let reader = loaded.reader();
     let rows: Vec<_> =
         reader.scan(Range::ALL, reader.latest()).map(|row| (row.key, row.value)).collect();
@@ -107,9 +121,9 @@ fn many_blocks_come_back() {
         client.put(&[i], &vec![i; 100_000]);
     }
     let info = save(&client.store, dir.path());
-    assert_same(&Store::load(&info.path, OPTIONS).unwrap().0, &client.store);
+    assert_same(&load(&info.path, OPTIONS).unwrap().0, &client.store);
     let small = Options { arena_bytes: 1 << 20, ..OPTIONS };
-    let error = Store::load(&info.path, small).err().unwrap();
+    let error = load(&info.path, small).err().unwrap();
     assert!(matches!(error, Error::ArenaTooSmall { .. }), "{error}");
 }
 
@@ -123,8 +137,8 @@ fn no_changed_shortened_or_lengthened_file_is_loaded() {
     let path = dir.path().join("changed");
     let refused = |bytes: &[u8], what: &str, place: usize| {
         fs::write(&path, bytes).unwrap();
-        assert!(snapshot::verify(&path).is_err(), "{what} {place} verified");
-        assert!(Store::load(&path, OPTIONS).is_err(), "{what} {place} loaded");
+        assert!(verify(&path).is_err(), "{what} {place} verified");
+        assert!(load(&path, OPTIONS).is_err(), "{what} {place} loaded");
     };
     for place in 0..good.len() {
         let mut bytes = good.clone();
@@ -150,7 +164,7 @@ fn a_damaged_newest_snapshot_is_passed_over_and_named() {
     fs::write(&newest.path, bytes).unwrap();
     let temporary = dir.path().join("00000000000000ff.snap.tmp");
     fs::write(&temporary, b"half").unwrap();
-    let recovery = snapshot::load_newest(dir.path(), OPTIONS).unwrap();
+    let recovery = at(dir.path()).load_newest(OPTIONS).unwrap();
     assert_eq!(recovery.loaded.unwrap().0.state_hash(), hash);
     let [Error::Corrupt { path, .. }] = &recovery.damaged[..] else {
         panic!("{:?}", recovery.damaged)
@@ -168,8 +182,8 @@ fn old_snapshots_are_removed_and_other_files_are_not() {
         save(&client.store, dir.path());
     }
     fs::write(dir.path().join("1.snap"), b"not ours").unwrap();
-    assert_eq!(snapshot::retain(dir.path(), 2).unwrap(), [Index(5), Index(4)]);
-    assert_eq!(snapshot::list(dir.path()).unwrap().len(), 2);
+    assert_eq!(at(dir.path()).retain(2).unwrap(), [Index(5), Index(4)]);
+    assert_eq!(at(dir.path()).list().unwrap().len(), 2);
     assert!(dir.path().join("1.snap").exists());
 }
 
@@ -180,7 +194,7 @@ fn a_cancelled_snapshot_leaves_nothing_behind() {
     let pace = Pace::default();
     pace.cancel.store(true, std::sync::atomic::Ordering::Relaxed);
     let meta = meta(client.store.revision());
-    let error = client.store.checkpoint().write(dir.path(), &meta, &pace).unwrap_err();
+    let error = client.store.checkpoint().write(&at(dir.path()), &meta, &pace).unwrap_err();
     assert!(matches!(error, Error::Cancelled));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -200,7 +214,7 @@ fn a_retry_after_a_restart_still_applies_once() {
     let append = Op::Append { key: b"k", value: b"x" };
     let first = write(&mut store, session, 4, 1, append.clone());
     let info = save(&store, dir.path());
-    let (mut loaded, _) = Store::load(&info.path, OPTIONS).unwrap();
+    let (mut loaded, _) = load(&info.path, OPTIONS).unwrap();
     assert_eq!(write(&mut loaded, session, 4, 1, append), first);
     assert_eq!(loaded.value_bytes(b"k"), 1);
 }
