@@ -144,6 +144,11 @@ impl Cluster {
         command
     }
 
+    /// The process of node `i`, which runs.
+    pub fn pid(&self, i: usize) -> u32 {
+        self.children[i].as_ref().expect("the node runs").id()
+    }
+
     /// Starts node `i`, which must not run.
     pub fn spawn(&mut self, i: usize) {
         assert!(self.children[i].is_none(), "n{} runs already", i + 1);

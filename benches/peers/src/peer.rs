@@ -58,7 +58,7 @@ pub const ROWS: usize = 100;
 #[derive(Clone)]
 pub enum Connection {
     Quicraft(Client),
-    Etcd(KvClient),
+    Etcd(Box<KvClient>),
     Redis(MultiplexedConnection),
 }
 
@@ -77,7 +77,7 @@ impl Connection {
             Peer::Etcd => {
                 let leader = etcd_leader(&running.addresses).await?;
                 let client = etcd_client::Client::connect([leader], None).await?;
-                Connection::Etcd(client.kv_client())
+                Connection::Etcd(Box::new(client.kv_client()))
             }
             Peer::Redis => {
                 let client = redis::Client::open(format!("redis://{}", running.addresses[0]))?;
