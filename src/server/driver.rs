@@ -51,6 +51,10 @@ impl Driver {
                     input.transfer = true;
                 }
             }
+            // The readers that are ready too run before the turn, which then takes in what all of them brought.
+            for _ in 0..YIELDS_BEFORE {
+                tokio::task::yield_now().await;
+            }
             self.turn(&mut input, &mut output).await?;
             if let Some(deadline) = give_up
                 && (self.node.role() != RoleKind::Leader || Instant::now() >= deadline)
@@ -145,5 +149,7 @@ impl Driver {
 
 /// How long a stopping leader waits for another to take over.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
+/// Rounds of other tasks before a turn.
+const YIELDS_BEFORE: usize = 2;
 /// Rounds of other tasks between sending and applying.
 const YIELDS: usize = 4;
