@@ -31,19 +31,6 @@ impl OsMap {
         Ok(OsMap { memory, writable: access == Access::ReadWrite, path: path.to_owned() })
     }
 
-    /// Makes every page that begins in the range dirty without changing it, so that the next sync gives each a written
-    /// block.
-    pub(super) fn dirty(&self, offset: usize, bytes: usize) {
-        assert!(self.writable, "dirtying a read-only map");
-        self.check(offset, bytes);
-        for page in (offset..offset + bytes).step_by(PAGE_BYTES) {
-            // SAFETY: page < offset + bytes <= len (checked), so the byte lies in the mapping, which is writable
-            // (asserted) and lives as long as `self`. Only called on a file that nobody else has been given yet
-            // (`File::allocate`).
-            unsafe { self.memory.as_mut_ptr().add(page).write_volatile(0) };
-        }
-    }
-
     /// Panics unless the range lies inside the map.
     fn check(&self, offset: usize, bytes: usize) {
         let end = offset.checked_add(bytes);

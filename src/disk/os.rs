@@ -101,20 +101,6 @@ impl OsFile {
     fn fail(&self, op: &'static str) -> impl Fn(io::Error) -> Error + '_ {
         move |source| Error::from_io(op, &self.path, source)
     }
-
-    /// For file systems without fallocate: ordinary writes; the cache is dropped, so that no large folio stays behind
-    /// (one small append would then rewrite all of it).
-    fn write_zeros(&self, bytes: u64) -> Result<()> {
-        let zeros = vec![0; 64 << 10];
-        let mut offset = 0;
-        while offset < bytes {
-            let part = (bytes - offset).min(zeros.len() as u64);
-            self.write_at(offset, &zeros[..part as usize])?;
-            offset += part;
-        }
-        self.file.sync_all().map_err(self.fail("sync"))?;
-        self.forget_cache()
-    }
 }
 
 impl File for OsFile {
@@ -137,20 +123,22 @@ impl File for OsFile {
     fn allocate(&self, bytes: u64) -> Result<()> {
         assert!(bytes > 0, "allocating nothing");
         match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::OPNOTSUPP) => return self.write_zeros(bytes),
+            // Without fallocate the writes below find out about the space.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(e) => return Err(self.fail("allocate")(e.into())),
         }
-        // Reserved blocks still count as unwritten: each page is stored through a map, in small folios, and synced
-        // with the file's length, so that an append later changes no metadata.
-        let map = OsMap::new(&self.file, &self.path, Access::ReadWrite)?;
+        // Reserved blocks still count as unwritten: each is written, so that an append later changes no metadata. Page
+        // by page, since a longer write leaves a large folio in the cache, all of which an append would write again;
+        // and synced in steps, so that whoever syncs another file meanwhile waits for one step and not for all of it.
+        let zeros = [0; PAGE_BYTES];
         let mut offset = 0;
-        while offset < map.bytes() {
-            // Piece by piece: whoever syncs another file meanwhile waits for one piece and not for all of it.
-            let piece = ALLOCATE_STEP_BYTES.min(map.bytes() - offset);
-            map.dirty(offset, piece);
-            map.sync(offset, piece)?;
-            offset += piece;
+        while offset < bytes {
+            let part = (bytes - offset).min(PAGE_BYTES as u64);
+            self.write_at(offset, &zeros[..part as usize])?;
+            offset += part;
+            if offset.is_multiple_of(ALLOCATE_STEP_BYTES) {
+                self.sync()?;
+            }
         }
         self.file.sync_all().map_err(self.fail("sync"))
     }
@@ -165,8 +153,9 @@ impl File for OsFile {
     }
 }
 
-/// What is written in one go while a file is allocated.
-const ALLOCATE_STEP_BYTES: usize = 1 << 20;
+/// What is written between two syncs while a file is allocated.
+const ALLOCATE_STEP_BYTES: u64 = 1 << 20;
+const PAGE_BYTES: usize = 4096;
 
 fn system_open(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
     let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW).bits() as i32;
