@@ -32,8 +32,8 @@ pub use wire::decode_message;
 
 use crate::proto::client::MemberInfo;
 use crate::raft::{self, Effects, Event, Index, Message, Raft, ReadId, RoleKind, Write, WriteId};
-use crate::store::Store;
-use crate::wal::{Batch, BatchBuilder, Log, Ordinal};
+use crate::store::{Reader, Store};
+use crate::wal::{self, Batch, Entry, BatchBuilder, Log, Ordinal};
 use requests::{Growth, Proposal, WaitingRead};
 
 /// What clients are told about this node and its cluster, and its limits.
@@ -218,6 +218,29 @@ impl Node {
         if lost_leadership {
             self.abandon_proposals();
         }
+    }
+
+    /// The consensus core, to look at.
+    pub fn core(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// The last index that the store has applied, and the hash of everything up to there.
+    pub fn applied(&self) -> (Index, u64) {
+        (self.store.revision(), self.store.state_hash())
+    }
+
+    /// Reads the store.
+    pub fn reader(&self) -> Reader {
+        self.store.reader()
+    }
+
+    /// An entry of the log, from memory or disk.
+    ///
+    /// # Errors
+    /// If the log does not hold it any more, or it is damaged.
+    pub fn entry(&self, index: Index) -> Result<Entry, wal::Error> {
+        self.log.entry(index)
     }
 
     /// The core's last word on who leads.

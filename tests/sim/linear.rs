@@ -1,0 +1,133 @@
+//! Is a history of one key linearizable? The search of Wing and Gong with Lowe's memory of visited states: take any
+//! operation that nothing else ended before it began, check its answer against the value so far, go on with the rest.
+
+use std::collections::HashSet;
+
+/// What was done to the key, and what came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Put(Vec<u8>),
+    Append(Vec<u8>),
+    Delete,
+    Get(Option<Vec<u8>>),
+}
+
+/// One operation; times are any numbers that order events.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) begin: u64,
+    /// `u64::MAX` if nobody knows: it may happen any time later.
+    pub(crate) end: u64,
+    pub(crate) action: Action,
+    /// Whether it may also never happen.
+    pub(crate) optional: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Linearizable,
+    Not,
+    /// More states than the budget; no answer, which is a failure too.
+    OverBudget,
+}
+
+/// Whether some order of `operations` explains all answers; looks at `budget` states at most.
+pub(crate) fn check(operations: &[Operation], budget: usize) -> Verdict {
+    let mut operations = operations.to_vec();
+    operations.sort_by_key(|operation| operation.begin);
+    let mut seen = HashSet::new();
+    let mut stack = vec![(vec![false; operations.len()], None::<Vec<u8>>)];
+    while let Some((done, value)) = stack.pop() {
+        let open = || (0..operations.len()).filter(|&i| !done[i]);
+        if open().all(|i| operations[i].optional) {
+            return Verdict::Linearizable;
+        }
+        if seen.len() >= budget {
+            return Verdict::OverBudget;
+        }
+        if !seen.insert((done.clone(), value.clone())) {
+            continue;
+        }
+        // Whoever begins after another has ended cannot go before it.
+        let first_end = open().map(|i| operations[i].end).min().expect("something is open");
+        for i in open().take_while(|&i| operations[i].begin <= first_end) {
+            if let Some(next) = operations[i].action.after(value.as_deref()) {
+                let mut done = done.clone();
+                done[i] = true;
+                stack.push((done, next));
+            }
+        }
+    }
+    Verdict::Not
+}
+
+impl Action {
+    /// The key's value after this; `None` if the answer cannot be.
+    fn after(&self, before: Option<&[u8]>) -> Option<Option<Vec<u8>>> {
+        match self {
+            Action::Put(value) => Some(Some(value.clone())),
+            Action::Append(value) => Some(Some([before.unwrap_or_default(), value].concat())),
+            Action::Delete => Some(None),
+            Action::Get(value) => {
+                (value.as_deref() == before).then(|| before.map(<[u8]>::to_vec))
+            }
+        }
+    }
+}
+
+/// Compares the search with trying every order, on small random histories of which about half are wrong.
+pub(crate) fn self_test(histories: u64) -> Result<(), String> {
+    let mut rng = crate::rng::Rng::new(4711);
+    let (mut right, mut wrong) = (0, 0);
+    for _ in 0..histories {
+        let operations: Vec<_> = (0..rng.between(1, 5))
+            .map(|i| {
+                let begin = rng.below(12);
+                let optional = rng.permille(200);
+                let token = vec![b'a' + i as u8];
+                let action = match rng.below(5) {
+                    0 => Action::Put(token),
+                    1 => Action::Append(token),
+                    2 => Action::Delete,
+                    _ if optional => Action::Delete,
+                    _ => {
+                        let values: [&[u8]; 5] = [b"", b"a", b"b", b"c", b"ab"];
+                        let value = rng.pick(&values).to_vec();
+                        Action::Get(Some(value).filter(|value| !value.is_empty()))
+                    }
+                };
+                let end = if optional { u64::MAX } else { begin + 1 + rng.below(6) };
+                Operation { begin, end, action, optional }
+            })
+            .collect();
+        let expected = brute(&operations, &mut Vec::new(), None);
+        let got = check(&operations, 1 << 16);
+        let agrees = got == if expected { Verdict::Linearizable } else { Verdict::Not };
+        if !agrees {
+            return Err(format!("the checker says {got:?}, every order says {expected}: {operations:#?}"));
+        }
+        if expected { right += 1 } else { wrong += 1 }
+    }
+    if right == 0 || wrong == 0 {
+        return Err(format!("the histories were all alike: {right} right, {wrong} wrong"));
+    }
+    Ok(())
+}
+
+/// Every order of every choice of optional operations.
+fn brute(operations: &[Operation], order: &mut Vec<usize>, value: Option<&[u8]>) -> bool {
+    let open: Vec<_> = (0..operations.len()).filter(|i| !order.contains(i)).collect();
+    if open.iter().all(|&i| operations[i].optional) {
+        return true;
+    }
+    open.iter().any(|&i| {
+        let may_be_next = open.iter().all(|&j| operations[j].end >= operations[i].begin);
+        let Some(next) = operations[i].action.after(value).filter(|_| may_be_next) else {
+            return false;
+        };
+        order.push(i);
+        let explains = brute(operations, order, next.as_deref());
+        order.pop();
+        explains
+    })
+}
