@@ -186,6 +186,15 @@ impl Cluster {
         broke
     }
 
+    /// Damages the newest snapshot of a node that is down.
+    pub(crate) fn damage_newest_snapshot(&mut self, node: usize) {
+        let cell = &self.cells[node];
+        let dir = cell.dir.join("snapshots");
+        let names = cell.disk.list(&dir).unwrap();
+        let newest = names.iter().rfind(|name| name.ends_with(".snap")).unwrap();
+        cell.disk.tamper(&dir.join(newest), |bytes| bytes[100] ^= 1);
+    }
+
     pub(crate) fn isolate(&mut self, node: usize) {
         self.isolated = Some(node);
     }
