@@ -209,6 +209,28 @@ fn the_newest_snapshot_may_be_damaged_once_and_once_again() {
 }
 
 #[test]
+fn a_leader_whose_disk_hangs_takes_no_more_than_it_can_hold() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    cluster.hang_disk(leader);
+    let value = "v".repeat(1 << 20);
+    let mut asked = Vec::new();
+    for seq in 1..=80 {
+        asked.push(cluster.ask_write(leader, &put(session, seq, "k", &value)));
+        cluster.run(1);
+    }
+    cluster.run(20);
+    let answers: Vec<_> = asked.iter().map(|&ask| cluster.answer(leader, ask)).collect();
+    // The others are a majority: what was taken in is acknowledged.
+    let is_done = |a: &&Option<Answer>| matches!(a, Some(Answer::Outcome(Outcome::Written { .. })));
+    let is_busy = |a: &&Option<Answer>| matches!(a, Some(Answer::Refused(Refusal::Busy { .. })));
+    let (done, busy) =
+        (answers.iter().filter(is_done).count(), answers.iter().filter(is_busy).count());
+    assert!((60..70).contains(&done) && done + busy == 80, "{done} applied, {busy} held back");
+}
+
+#[test]
 fn commands_that_clients_may_not_send_are_refused() {
     let mut cluster = Cluster::new(1);
     let leader = cluster.elect();
