@@ -109,26 +109,24 @@ impl Shared {
     /// Hands in the requests of one read of a stream; gives back what does not fit.
     pub(super) fn request(&self, requests: Vec<(Request, usize)>) -> Vec<ReplyTo> {
         let mut refused = Vec::new();
-        let mut accepted = HashMap::<u64, usize>::new();
         {
             let mut input = lock(&self.input);
+            let mut streams = lock(&self.streams);
             for (request, bytes) in requests {
+                let stream = streams.get_mut(&request.reply_to.stream);
                 let is_full = input.requests.len() >= REQUESTS_MAX
-                    || input.request_bytes + bytes > REQUEST_BYTES_MAX;
+                    || input.request_bytes + bytes > REQUEST_BYTES_MAX
+                    || stream.as_ref().is_some_and(|it| it.pending >= STREAM_REQUESTS_MAX);
                 if is_full {
                     // A scan's task ends without its sender.
                     lock(&self.scans).remove(&request.reply_to);
                     refused.push(request.reply_to);
                 } else {
-                    *accepted.entry(request.reply_to.stream).or_default() += 1;
+                    if let Some(stream) = stream {
+                        stream.pending += 1;
+                    }
                     input.request_bytes += bytes;
                     input.requests.push(request);
-                }
-            }
-            let mut streams = lock(&self.streams);
-            for (stream, count) in accepted {
-                if let Some(stream) = streams.get_mut(&stream) {
-                    stream.pending += count;
                 }
             }
         }
@@ -234,6 +232,9 @@ impl Replies for &Shared {
 
 /// Messages of peers that wait for a turn; their readers stop reading above it.
 const PEER_MESSAGES_MAX: usize = 4096;
+/// Requests of one stream that wait for their answers, which may take as long as there is no majority; more are refused
+/// as `Busy`. Our own client stops at half of it.
+const STREAM_REQUESTS_MAX: usize = 16_384;
 /// Requests that wait for a turn; more are refused as `Busy`.
 const REQUESTS_MAX: usize = 65_536;
 /// Writes that wait for another node's answer.
@@ -300,6 +301,25 @@ mod tests {
         let request = Request { reply_to: to, body };
         assert_eq!(shared.request(vec![(request, REQUEST_BYTES_MAX + 1)]), [to]);
         assert!(ready.await.is_err() && lock(&shared.scans).is_empty());
+    }
+
+    #[test]
+    fn a_stream_has_a_limited_number_of_questions_without_an_answer() {
+        let shared = Shared::default();
+        let (writer, _driver) = FrameWriter::new(1 << 20);
+        let stream = shared.open_stream(writer, true);
+        let ask = |request_id| {
+            let reply_to = ReplyTo { stream, request_id };
+            shared.request(vec![(Request { reply_to, body: RequestBody::Status }, 1)])
+        };
+        for request_id in 0..STREAM_REQUESTS_MAX as u64 {
+            assert!(ask(request_id).is_empty());
+            // The node has taken it and does not answer.
+            shared.take_input(&mut Input::default());
+        }
+        assert_eq!(ask(1 << 20).len(), 1);
+        (&mut &shared).reply(ReplyTo { stream, request_id: 0 }, &Reply::NotFound);
+        assert!(ask(1 << 20).is_empty());
     }
 
     #[test]

@@ -42,18 +42,21 @@ pub(super) enum Error {
     Refused,
 }
 
-/// Sends the newest snapshot to a peer, in a task of its own, and reports the end.
+/// Sends the node's newest snapshot to a peer, in a task of its own, and reports the end. Which one that is the node
+/// says: among the files there may be a newer one, which was found damaged at the start.
 pub(super) fn send(
     shared: Arc<Shared>,
     connection: Option<Connection>,
     to: NodeId,
     term: Term,
+    newest: Option<Index>,
     dir: snapshot::Dir,
 ) {
     tokio::spawn(async move {
-        let sent = match connection {
-            Some(connection) => send_to(&connection, term, dir).await,
-            None => Err(Error::NotConnected),
+        let sent = match (connection, newest) {
+            (Some(connection), Some(index)) => send_to(&connection, term, index, dir).await,
+            (None, _) => Err(Error::NotConnected),
+            (_, None) => Err(Error::None),
         };
         match &sent {
             Ok(index) => tracing::info!("sent the snapshot at index {index} to {to}"),
@@ -64,11 +67,19 @@ pub(super) fn send(
     });
 }
 
-async fn send_to(connection: &Connection, term: Term, dir: snapshot::Dir) -> Result<Index, Error> {
-    let listed = blocking(move || dir.list()).await??;
-    let (index, path) = listed.into_iter().next().ok_or(Error::None)?;
-    let mut file = std::fs::File::open(path)?;
-    let bytes = file.metadata()?.len();
+async fn send_to(
+    connection: &Connection,
+    term: Term,
+    index: Index,
+    dir: snapshot::Dir,
+) -> Result<Index, Error> {
+    let opened = blocking(move || {
+        let (_, path) = dir.list()?.into_iter().find(|it| it.0 == index).ok_or(Error::None)?;
+        let file = std::fs::File::open(path)?;
+        let bytes = file.metadata()?.len();
+        Ok::<_, Error>((file, bytes))
+    });
+    let (mut file, bytes) = opened.await??;
     let lost = |error| quic::Error::Lost(quic::explain(&error));
     let (mut stream, answer) = connection.open_bi().await.map_err(lost)?;
     // Fails only for a closed stream, which the first write reports.

@@ -66,6 +66,8 @@ struct Cell {
 pub(crate) struct Cluster {
     cells: Vec<Cell>,
     isolated: Option<usize>,
+    /// Whose disk hangs.
+    hung: Option<usize>,
     snapshot_log_bytes: u64,
     next_request: u64,
     starts: u64,
@@ -97,6 +99,7 @@ impl Cluster {
         let mut cluster = Cluster {
             cells: cells.collect(),
             isolated: None,
+            hung: None,
             snapshot_log_bytes,
             next_request: 1,
             starts: 0,
@@ -186,6 +189,19 @@ impl Cluster {
         broke
     }
 
+    /// Damages the newest snapshot of a node that is down.
+    pub(crate) fn damage_newest_snapshot(&mut self, node: usize) {
+        let cell = &self.cells[node];
+        let dir = cell.dir.join("snapshots");
+        let names = cell.disk.list(&dir).unwrap();
+        let newest = names.iter().rfind(|name| name.ends_with(".snap")).unwrap();
+        cell.disk.tamper(&dir.join(newest), |bytes| bytes[100] ^= 1);
+    }
+
+    pub(crate) fn hang_disk(&mut self, node: usize) {
+        self.hung = Some(node);
+    }
+
     pub(crate) fn isolate(&mut self, node: usize) {
         self.isolated = Some(node);
     }
@@ -234,7 +250,8 @@ impl Cluster {
         let mut output = Output::default();
         node.step_in(&mut input, &mut output);
         let work = std::mem::take(&mut output.log_work);
-        if !work.is_empty() {
+        // What is written to a disk that hangs is never heard of again.
+        if !work.is_empty() && self.hung != Some(at) {
             cell.input.persisted.push(writer.write_and_sync(work).unwrap());
         }
         node.step_out(&mut output, &mut cell.answers);
