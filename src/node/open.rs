@@ -190,7 +190,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         next_read,
         reads: BTreeMap::new(),
         ready: Vec::new(),
-        snapshots: Snapshots { newest, running: false, log_bytes },
+        snapshots: Snapshots { newest, log_bytes, ..Snapshots::default() },
         clock_proposed_ms: 0,
         no_space: false,
     };

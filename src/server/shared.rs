@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use crate::node::{Input, ReceivedSnapshot, Replies, ReplyTo, Request};
+use crate::node::{Input, ReceivedSnapshot, Replies, ReplyTo, Request, Sent};
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::LARGE_BYTES;
@@ -102,8 +102,8 @@ impl Shared {
         self.tell(|input| input.snapshots_received.push(snapshot));
     }
 
-    pub(super) fn snapshot_sent(&self, to: NodeId, index: Option<Index>) {
-        self.tell(|input| input.snapshots_sent.push((to, index)));
+    pub(super) fn snapshot_sent(&self, to: NodeId, sent: Sent) {
+        self.tell(|input| input.snapshots_sent.push((to, sent)));
     }
 
     /// Hands in the requests of one read of a stream; gives back what does not fit.

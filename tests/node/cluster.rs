@@ -10,7 +10,7 @@ use std::sync::Arc;
 use quicraft::disk::{Disk, MemDisk};
 use quicraft::node::{
     self, About, Input, Node, OpenOptions, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
-    RequestBody, SnapshotAt,
+    RequestBody, Sent, SnapshotAt,
 };
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
@@ -297,7 +297,7 @@ impl Cluster {
         let bytes = source.disk.dump(&path).unwrap();
         let is_cut = self.isolated == Some(from) || self.isolated == Some(target);
         if is_cut || self.cells[target].running.is_none() {
-            self.cells[from].input.snapshots_sent.push((to, None));
+            self.cells[from].input.snapshots_sent.push((to, Sent::Lost));
             return;
         }
         let receiver = &self.cells[target];
@@ -311,7 +311,7 @@ impl Cluster {
         let from_id = NodeId(from as u64 + 1);
         let received = ReceivedSnapshot { from: from_id, term, at, membership, store };
         self.cells[target].input.snapshots_received.push(received);
-        self.cells[from].input.snapshots_sent.push((to, Some(index)));
+        self.cells[from].input.snapshots_sent.push((to, Sent::Arrived(index)));
         self.snapshots_sent += 1;
     }
 

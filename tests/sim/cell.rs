@@ -17,6 +17,9 @@ use crate::truth::Seen;
 pub(crate) const CLUSTER: [u8; 16] = *b"simulated world.";
 pub(crate) const STORE: store::Options = store::Options { arena_bytes: 32 << 20, hash_seed: 7 };
 
+/// When the world begins, in milliseconds since 1970.
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
+
 pub(crate) struct Cell {
     pub(crate) id: usize,
     pub(crate) disk: MemDisk,
@@ -59,7 +62,7 @@ impl Cell {
             is_dead: false,
             paused_until: 0,
             sync_us: options.disk.sync_us,
-            wall_ms: 1_700_000_000_000,
+            wall_ms: START_MS,
             durable: 0,
         }
     }
@@ -70,7 +73,7 @@ impl Cell {
         node::init(&opening, &Membership::of(members)).map_err(|error| error.to_string())
     }
 
-    /// Starts the node; false if it refuses because of damage.
+    /// Starts the node; false if it refuses because of damage, or for want of room for now.
     pub(crate) fn start(
         &mut self,
         options: &Options,
@@ -79,6 +82,18 @@ impl Cell {
         self.life += 1;
         let opened = match node::open(self.open_options(options)) {
             Ok(opened) => opened,
+            Err(node::Error::Log(wal::Error::NoSpace { .. })) => {
+                coverage.count("recovery: no room");
+                self.disk.kill();
+                return Ok(false);
+            }
+            Err(
+                node::Error::Log(wal::Error::Disk(_)) | node::Error::Snapshot(store::Error::Disk(_)),
+            ) => {
+                coverage.count("recovery: the disk failed");
+                self.disk.kill();
+                return Ok(false);
+            }
             Err(error) if self.is_damaged => {
                 coverage.count("recovery: refused damage");
                 self.is_dead = true;
@@ -111,8 +126,15 @@ impl Cell {
         Ok(true)
     }
 
-    /// The process ends; with `power` the disk forgets what was not synced, as chance will have it.
-    pub(crate) fn crash(&mut self, power: bool, rng: &mut Rng, coverage: &mut Coverage) {
+    /// The process ends; with `power` the disk forgets what was not synced, as chance will have it. A sector that is
+    /// torn is damage: the log assumes that there are none, and refuses what it cannot explain.
+    pub(crate) fn crash(
+        &mut self,
+        power: bool,
+        may_tear: bool,
+        rng: &mut Rng,
+        coverage: &mut Coverage,
+    ) {
         let Some(mut running) = self.running.take() else { return };
         self.life += 1;
         if power && !running.writing.is_empty() && rng.coin() {
@@ -131,12 +153,15 @@ impl Cell {
             coverage.count("disk: name not synced was lost");
         }
         let survivors = *rng.pick(&[0, 300, 1000]);
+        let tears = may_tear && rng.permille(100);
+        let is_damaged = &mut self.is_damaged;
         self.disk.crash_with(keep_names, |_, _| {
             if rng.permille(survivors) {
                 coverage.count("disk: sector kept");
                 Fate::Kept
-            } else if rng.permille(100) {
+            } else if tears && rng.permille(300) {
                 coverage.count("disk: sector torn");
+                *is_damaged = true;
                 Fate::Torn(rng.below(512) as usize)
             } else {
                 coverage.count("disk: sector lost");

@@ -93,6 +93,7 @@ pub(crate) const REQUIRED: &[&str] = &[
     "size: 4",
     "size: 5",
     "size: 7",
+    "snapshot: arrived damaged",
     "snapshot: failed to arrive",
     "snapshot: installed",
     "snapshot: written",

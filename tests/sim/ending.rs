@@ -94,7 +94,7 @@ impl World {
                 (core.hard_state(), core.last_index(), applied.0 <= core.last_index())
             };
             let before = picture(&running.node);
-            cell.crash(true, &mut self.rng, &mut self.coverage);
+            cell.crash(true, false, &mut self.rng, &mut self.coverage);
             if !cell.start(&self.options, &mut self.coverage)? {
                 continue;
             }

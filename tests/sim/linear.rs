@@ -31,30 +31,52 @@ pub(crate) enum Verdict {
     OverBudget,
 }
 
-/// Whether some order of `operations` explains all answers; looks at `budget` states at most.
-pub(crate) fn check(operations: &[Operation], budget: usize) -> Verdict {
+/// How far a search is: what is done, and the value that it left.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    /// All before this one are done, in the order of their begins.
+    first_open: usize,
+    /// Which of the next 64 are done as well.
+    done: u64,
+    value: Option<Vec<u8>>,
+}
+
+/// Whether some order of `operations` explains all answers; looks at so many states for each operation at most.
+pub(crate) fn check(operations: &[Operation], states_each: usize) -> Verdict {
     let mut operations = operations.to_vec();
     operations.sort_by_key(|operation| operation.begin);
+    let budget = states_each * (operations.len() + 1);
     let mut seen = HashSet::new();
-    let mut stack = vec![(vec![false; operations.len()], None::<Vec<u8>>)];
-    while let Some((done, value)) = stack.pop() {
-        let open = || (0..operations.len()).filter(|&i| !done[i]);
-        if open().all(|i| operations[i].optional) {
+    let mut stack = vec![State { first_open: 0, done: 0, value: None }];
+    while let Some(state) = stack.pop() {
+        let is_done = |i: usize| i < state.first_open + 64 && state.done >> (i - state.first_open) & 1 == 1;
+        let open: Vec<_> = (state.first_open..operations.len()).filter(|&i| !is_done(i)).collect();
+        if open.iter().all(|&i| operations[i].optional) {
             return Verdict::Linearizable;
         }
         if seen.len() >= budget {
             return Verdict::OverBudget;
         }
-        if !seen.insert((done.clone(), value.clone())) {
-            continue;
-        }
         // Whoever begins after another has ended cannot go before it.
-        let first_end = open().map(|i| operations[i].end).min().expect("something is open");
-        for i in open().take_while(|&i| operations[i].begin <= first_end) {
-            if let Some(next) = operations[i].action.after(value.as_deref()) {
-                let mut done = done.clone();
-                done[i] = true;
-                stack.push((done, next));
+        let first_end = open.iter().map(|&i| operations[i].end).min().expect("something is open");
+        let next = open.into_iter().take_while(|&i| operations[i].begin <= first_end);
+        let mut next: Vec<_> = next.collect();
+        // The stack gives the last first: whoever ends first is the best guess.
+        next.sort_by_key(|&i| std::cmp::Reverse(operations[i].end));
+        for i in next {
+            let place = i - state.first_open;
+            if place >= 64 {
+                return Verdict::OverBudget;
+            }
+            if let Some(value) = operations[i].action.after(state.value.as_deref()) {
+                let done = state.done | 1 << place;
+                let whole = done.trailing_ones();
+                let first_open = state.first_open + whole as usize;
+                let done = done.checked_shr(whole).unwrap_or(0);
+                let next = State { first_open, done, value };
+                if seen.insert(next.clone()) {
+                    stack.push(next);
+                }
             }
         }
     }
@@ -101,7 +123,7 @@ pub(crate) fn self_test(histories: u64) -> Result<(), String> {
             })
             .collect();
         let expected = brute(&operations, &mut Vec::new(), None);
-        let got = check(&operations, 1 << 16);
+        let got = check(&operations, 1 << 12);
         let agrees = got == if expected { Verdict::Linearizable } else { Verdict::Not };
         if !agrees {
             return Err(format!("the checker says {got:?}, every order says {expected}: {operations:#?}"));

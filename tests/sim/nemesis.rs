@@ -1,6 +1,7 @@
 //! What goes wrong, and when. Damage that no recovery can mend is done to fewer than half of the nodes, and only to what
 //! later records attest: what exactly the last write before a crash lost cannot be told from a torn one (README).
 
+use crate::cell::START_MS;
 use crate::world::World;
 use crate::truth::Broken;
 
@@ -78,9 +79,8 @@ impl World {
             }
             Deed::JumpClock => {
                 self.coverage.count("clock: jumped");
-                let jump = self.rng.below(900_000);
-                let wall_ms = &mut self.cells[target].wall_ms;
-                *wall_ms = if self.rng.coin() { *wall_ms + jump } else { *wall_ms - jump };
+                // Half an hour at most, all in all: sessions end after an hour, which clients here do not expect.
+                self.cells[target].wall_ms = START_MS + self.rng.below(1_800_000);
             }
             Deed::SlowDisk => {
                 self.coverage.count("disk: slow");
@@ -154,11 +154,15 @@ impl World {
         }
     }
 
+    /// Whether the others could do without this node for ever.
+    pub(crate) fn may_damage(&self, node: usize) -> bool {
+        let damaged = self.cells.iter().filter(|cell| cell.is_damaged).count();
+        self.cells[node].is_damaged || damaged < (self.cells.len() - 1) / 2
+    }
+
     /// Changes bytes on a disk behind the node's back.
     fn damage(&mut self, deed: Deed, node: usize) {
-        let damaged = self.cells.iter().filter(|cell| cell.is_damaged).count();
-        let is_new = !self.cells[node].is_damaged;
-        if is_new && damaged + 1 > (self.cells.len() - 1) / 2 {
+        if !self.may_damage(node) {
             return;
         }
         let cell = &self.cells[node];

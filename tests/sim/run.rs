@@ -139,6 +139,8 @@ fn run(seed: u64, arguments: &Arguments) -> Result<Outcome, Broken> {
     let options = Options::draw(seed);
     if arguments.single {
         println!("{options:#?}");
+        // What the nodes tell people; a second seed in this process would only say it again.
+        let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().try_init();
     }
     let mut world = World::new(options)?;
     while world.events < arguments.events {

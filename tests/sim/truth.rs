@@ -21,6 +21,8 @@ pub(crate) struct Truth {
     /// Hash of the store's state at each index at which some node was seen.
     states: HashMap<u64, u64>,
     pub(crate) model: Model,
+    /// The present, in the order of requests and answers.
+    pub(crate) moment: u64,
 }
 
 /// What the simulator remembers of a node between its turns; begins anew with each start.
@@ -136,7 +138,7 @@ impl Truth {
         if entry.kind == EntryKind::Command {
             let command = proto::decode::<Command<'_>>(&entry.body, "command")
                 .map_err(|error| format!("entry {index} holds a {error}"))?;
-            self.model.apply(index, &command, coverage);
+            self.model.apply(index, self.moment, &command, coverage);
         }
         Ok(())
     }
@@ -162,12 +164,18 @@ impl Truth {
 #[derive(Default)]
 pub(crate) struct Model {
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Vec<u8>>)>>,
-    sessions: BTreeMap<u64, BTreeMap<u64, u64>>,
+    sessions: BTreeMap<u64, BTreeMap<u64, (u64, u64)>>,
     floors: BTreeMap<u64, u64>,
 }
 
 impl Model {
-    fn apply(&mut self, index: u64, command: &Command<'_>, coverage: &mut Coverage) {
+    fn apply(
+        &mut self,
+        index: u64,
+        moment: u64,
+        command: &Command<'_>,
+        coverage: &mut Coverage,
+    ) {
         match command {
             Command::Clock { .. } => {}
             Command::OpenSession => {
@@ -187,7 +195,7 @@ impl Model {
                 if *seq < *floor {
                     return;
                 }
-                applied.insert(*seq, index);
+                applied.insert(*seq, (index, moment));
                 self.write(index, op);
             }
         }
@@ -204,8 +212,8 @@ impl Model {
         versions.push((index, after));
     }
 
-    /// The revision of a write, if it happened.
-    pub(crate) fn revision(&self, session: u64, seq: u64) -> Option<u64> {
+    /// The revision of a write and the moment when it was committed, if it happened.
+    pub(crate) fn written(&self, session: u64, seq: u64) -> Option<(u64, u64)> {
         self.sessions.get(&session)?.get(&seq).copied()
     }
 

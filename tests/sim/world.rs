@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use bytes::Bytes;
-use quicraft::node::{self, Output, ReceivedSnapshot, Replies, ReplyTo, Request, SnapshotAt};
+use quicraft::node::{self, Output, ReceivedSnapshot, Replies, ReplyTo, Request, Sent, SnapshotAt};
 use quicraft::proto::client::Reply;
 use quicraft::proto::command::Outcome;
-use quicraft::raft::{Body, Index, Message, NodeId, RoleKind};
+use quicraft::raft::{Body, Index, Message, NodeId, RoleKind, Term};
 use quicraft::store::{self, Pace, Range, Reader, Store};
 use quicraft::wal::Batch;
 use quicraft::{proto, wal};
@@ -32,8 +32,6 @@ pub(crate) struct World {
     pub(crate) clients: Vec<Client>,
     pub(crate) keys: Vec<Vec<u8>>,
     pub(crate) records: Vec<Record>,
-    /// Orders the begins and ends of requests.
-    pub(crate) moment: u64,
     next_request: u64,
     pub(crate) truth: Truth,
     pub(crate) coverage: Coverage,
@@ -56,8 +54,8 @@ pub(crate) enum Event {
     Deliver { to: usize, bytes: Bytes },
     Synced { node: usize, life: u64 },
     Checkpointed { node: usize, life: u64 },
-    SnapshotArrives { from: usize, to: usize, bytes: Vec<u8>, life: u64 },
-    SnapshotReported { node: usize, to: usize, index: Option<Index>, life: u64 },
+    SnapshotArrives { from: usize, term: Term, to: usize, bytes: Vec<u8>, life: u64 },
+    SnapshotReported { node: usize, to: usize, sent: Sent, life: u64 },
     Hear { client: usize, request: u64, answer: Answer },
     Ask { client: usize, request: u64 },
     Nemesis,
@@ -103,7 +101,6 @@ impl World {
             clients,
             keys: (0..options.keys).map(|key| format!("key{key}").into_bytes()).collect(),
             records: Vec::new(),
-            moment: 0,
             next_request: 1,
             truth: Truth::default(),
             coverage: Coverage::default(),
@@ -145,12 +142,18 @@ impl World {
             Event::Deliver { to, bytes } => self.deliver(to, bytes)?,
             Event::Synced { node, life } => self.synced(node, life)?,
             Event::Checkpointed { node, life } => self.checkpointed(node, life),
-            Event::SnapshotArrives { from, to, bytes, life } => {
-                self.snapshot_arrives(from, to, &bytes, life);
+            Event::SnapshotArrives { from, term, to, bytes, life } => {
+                let sent = self.take_snapshot((from, term), to, &bytes);
+                self.coverage.count(match sent {
+                    Sent::Arrived(_) => "snapshot: installed",
+                    Sent::Damaged => "snapshot: arrived damaged",
+                    Sent::Lost => "snapshot: failed to arrive",
+                });
+                self.schedule(100, Event::SnapshotReported { node: from, to, sent, life });
             }
-            Event::SnapshotReported { node, to, index, life } => {
+            Event::SnapshotReported { node, to, sent, life } => {
                 if let Some(running) = self.cells[node].alive(life) {
-                    running.input.snapshots_sent.push((NodeId(to as u64 + 1), index));
+                    running.input.snapshots_sent.push((NodeId(to as u64 + 1), sent));
                     self.wake(node, 10);
                 }
             }
@@ -181,6 +184,8 @@ impl World {
         if cell.start(&self.options, &mut self.coverage)? {
             let life = cell.life;
             self.schedule(0, Event::Tick { node, life });
+        } else if !self.cells[node].is_dead {
+            self.restart_later(node);
         }
         Ok(())
     }
@@ -195,7 +200,11 @@ impl World {
         running.input.ticks += 1;
         if running.writing.is_empty() && running.work.is_empty() && self.rng.permille(50) {
             // The sync thread has nothing to do.
-            let _ = running.writer.idle();
+            if running.writer.idle().is_err() {
+                self.crash(node, false);
+                self.restart_later(node);
+                return;
+            }
         }
         self.wake(node, 0);
         // A paused process gets one tick when it goes on, as the driver's ticker does.
@@ -319,7 +328,8 @@ impl World {
     }
 
     pub(crate) fn crash(&mut self, node: usize, power: bool) {
-        self.cells[node].crash(power, &mut self.rng, &mut self.coverage);
+        let may_tear = self.may_damage(node);
+        self.cells[node].crash(power, may_tear, &mut self.rng, &mut self.coverage);
     }
 
     pub(crate) fn restart_later(&mut self, node: usize) {
@@ -373,48 +383,44 @@ impl World {
 
     fn send_snapshot(&mut self, from: usize, to: usize, life: u64) {
         let cell = &self.cells[from];
+        let Some(term) = cell.running.as_ref().map(|running| running.node.term()) else { return };
         let newest = cell.snapshots().list().ok().and_then(|all| all.into_iter().next());
         let bytes = newest.and_then(|(_, path)| cell.disk.dump(&path));
         let breaks = self.network.is_cut(from, to) || self.rng.permille(100);
         let wait = self.rng.spread(50_000);
         match bytes.filter(|_| !breaks) {
             Some(bytes) => {
-                self.schedule(wait, Event::SnapshotArrives { from, to, bytes, life });
+                self.schedule(wait, Event::SnapshotArrives { from, term, to, bytes, life });
             }
             None => {
                 self.coverage.count("snapshot: failed to arrive");
-                let event = Event::SnapshotReported { node: from, to, index: None, life };
+                let event = Event::SnapshotReported { node: from, to, sent: Sent::Lost, life };
                 self.schedule(wait, event);
             }
         }
     }
 
-    fn snapshot_arrives(&mut self, from: usize, to: usize, bytes: &[u8], life: u64) {
-        let taken = self.take_snapshot(from, to, bytes);
-        if taken.is_none() {
-            self.coverage.count("snapshot: failed to arrive");
-        }
-        let event = Event::SnapshotReported { node: from, to, index: taken, life };
-        self.schedule(100, event);
-    }
-
-    fn take_snapshot(&mut self, from: usize, to: usize, bytes: &[u8]) -> Option<Index> {
+    fn take_snapshot(&mut self, (from, term): (usize, Term), to: usize, bytes: &[u8]) -> Sent {
         let cell = &mut self.cells[to];
         let dir = cell.snapshots();
-        let running = cell.running.as_mut()?;
-        let mut incoming = store::Incoming::create(&dir).ok()?;
-        incoming.write(bytes).ok()?;
-        let path = incoming.finish(&CLUSTER).ok()?;
-        let (store, meta) = Store::load(&dir, &path, STORE).ok()?;
-        let membership = proto::decode(&meta.membership, "membership").ok()?;
+        let Some(running) = cell.running.as_mut() else { return Sent::Lost };
+        let load = || {
+            let mut incoming = store::Incoming::create(&dir)?;
+            incoming.write(bytes)?;
+            Store::load(&dir, &incoming.finish(&CLUSTER)?, STORE)
+        };
+        let (store, meta) = match load() {
+            Ok(loaded) => loaded,
+            Err(store::Error::Corrupt { .. }) => return Sent::Damaged,
+            Err(_) => return Sent::Lost,
+        };
+        let membership = proto::decode(&meta.membership, "membership").expect("it was verified");
         let at = SnapshotAt { index: meta.index, term: meta.term };
-        let term = at.term;
         let from = NodeId(from as u64 + 1);
         let received = ReceivedSnapshot { from, term, at, membership, store };
         running.input.snapshots_received.push(received);
-        self.coverage.count("snapshot: installed");
         self.wake(to, 5);
-        Some(meta.index)
+        Sent::Arrived(meta.index)
     }
 
     fn ask(&mut self, number: usize, request: u64) {
@@ -434,10 +440,10 @@ impl World {
             if self.is_calm && std::mem::replace(&mut client.has_asked_last, true) {
                 return;
             }
-            self.moment += 1;
+            self.truth.moment += 1;
         }
         let (keys, records) = (&self.keys, &mut self.records);
-        let body = client.ask(self.moment, number, keys, records, &mut self.rng);
+        let body = client.ask(self.truth.moment, number, keys, records, &mut self.rng);
         let target = client.target;
         let request = self.new_request(number);
         if let Some(running) = &mut self.cells[target].running {
@@ -471,10 +477,10 @@ impl World {
         if request < client.first_request {
             return Ok(());
         }
-        self.moment += 1;
+        self.truth.moment += 1;
         let (records, nodes) = (&mut self.records, self.cells.len());
         let next =
-            client.hear(self.moment, answer, records, nodes, &mut self.rng, &mut self.coverage)?;
+            client.hear(self.truth.moment, answer, records, nodes, &mut self.rng, &mut self.coverage)?;
         let wait = match next {
             Next::Rest => self.rng.spread(self.options.think_us),
             Next::Again => self.rng.spread(20_000),
