@@ -170,8 +170,10 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     snapshots.set_aside(&found.damaged)?;
     let mut hard_state = recovered.hard_state;
     hard_state.commit_index = hard_state.commit_index.max(covered);
-    let last_term = entries.last().map_or(base.1, |meta| meta.term);
-    if hard_state.term < last_term {
+    // A snapshot may be durable before its term is, entries may not: the core takes the snapshot's.
+    if let Some(last_term) = entries.last().map(|meta| meta.term)
+        && hard_state.term < last_term
+    {
         let reason = format!("the log ends in term {last_term}, after the node's own");
         return Err(Error::Contradiction { dir: options.dir, reason });
     }

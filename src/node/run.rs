@@ -149,7 +149,7 @@ fn run_sync(
 ) {
     while let Some(work) = slot.take(IDLE) {
         let result = if work.is_empty() {
-            writer.idle().map(|()| None)
+            writer.idle()
         } else {
             writer.write_and_sync(work).map(Some)
         };

@@ -153,7 +153,7 @@ impl Cell {
             coverage.count("disk: name not synced was lost");
         }
         let survivors = *rng.pick(&[0, 300, 1000]);
-        let tears = may_tear && rng.permille(100);
+        let tears = may_tear && rng.permille(300);
         let is_damaged = &mut self.is_damaged;
         self.disk.crash_with(keep_names, |_, _| {
             if rng.permille(survivors) {

@@ -34,11 +34,37 @@ pub(crate) enum Verdict {
 /// How far a search is: what is done, and the value that it left.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
-    /// All before this one are done, in the order of their begins.
-    first_open: usize,
-    /// Which of the next 64 are done as well.
-    done: u64,
+    /// In the order of their begins, all before this one are done,
+    frontier: usize,
+    /// but for these: no more than there are clients.
+    skipped: Vec<usize>,
     value: Option<Vec<u8>>,
+}
+
+impl State {
+    /// What may come next: whoever begins after another has ended cannot go before it.
+    fn next(&self, operations: &[Operation]) -> Vec<usize> {
+        let mut next = self.skipped.clone();
+        let mut first_end = next.iter().map(|&i| operations[i].end).min().unwrap_or(u64::MAX);
+        for (i, operation) in operations.iter().enumerate().skip(self.frontier) {
+            if operation.begin > first_end {
+                break;
+            }
+            next.push(i);
+            first_end = first_end.min(operation.end);
+        }
+        next.retain(|&i| operations[i].begin <= first_end);
+        next
+    }
+
+    /// This state after one operation more, if its answer fits.
+    fn after(&self, i: usize, operation: &Operation) -> Option<State> {
+        let value = operation.action.after(self.value.as_deref())?;
+        let mut skipped = self.skipped.clone();
+        skipped.retain(|&other| other != i);
+        skipped.extend(self.frontier..i);
+        Some(State { frontier: self.frontier.max(i + 1), skipped, value })
+    }
 }
 
 /// Whether some order of `operations` explains all answers; looks at so many states for each operation at most.
@@ -47,36 +73,21 @@ pub(crate) fn check(operations: &[Operation], states_each: usize) -> Verdict {
     operations.sort_by_key(|operation| operation.begin);
     let budget = states_each * (operations.len() + 1);
     let mut seen = HashSet::new();
-    let mut stack = vec![State { first_open: 0, done: 0, value: None }];
+    let mut stack = vec![State { frontier: 0, skipped: Vec::new(), value: None }];
     while let Some(state) = stack.pop() {
-        let is_done = |i: usize| i < state.first_open + 64 && state.done >> (i - state.first_open) & 1 == 1;
-        let open: Vec<_> = (state.first_open..operations.len()).filter(|&i| !is_done(i)).collect();
-        if open.iter().all(|&i| operations[i].optional) {
+        let mut next = state.next(&operations);
+        if next.iter().all(|&i| operations[i].optional) {
             return Verdict::Linearizable;
         }
         if seen.len() >= budget {
             return Verdict::OverBudget;
         }
-        // Whoever begins after another has ended cannot go before it.
-        let first_end = open.iter().map(|&i| operations[i].end).min().expect("something is open");
-        let next = open.into_iter().take_while(|&i| operations[i].begin <= first_end);
-        let mut next: Vec<_> = next.collect();
         // The stack gives the last first: whoever ends first is the best guess.
         next.sort_by_key(|&i| std::cmp::Reverse(operations[i].end));
-        for i in next {
-            let place = i - state.first_open;
-            if place >= 64 {
-                return Verdict::OverBudget;
-            }
-            if let Some(value) = operations[i].action.after(state.value.as_deref()) {
-                let done = state.done | 1 << place;
-                let whole = done.trailing_ones();
-                let first_open = state.first_open + whole as usize;
-                let done = done.checked_shr(whole).unwrap_or(0);
-                let next = State { first_open, done, value };
-                if seen.insert(next.clone()) {
-                    stack.push(next);
-                }
+        let states = next.into_iter().filter_map(|i| state.after(i, &operations[i]));
+        for state in states {
+            if seen.insert(state.clone()) {
+                stack.push(state);
             }
         }
     }

@@ -89,6 +89,7 @@ impl World {
                 cell.sync_us = if cell.sync_us > usual { usual } else { 300_000 };
             }
             Deed::FullDisk => {
+                self.coverage.count("disk: filled");
                 let room = self.rng.below(40_000);
                 let disk = &self.cells[target].disk;
                 disk.set_capacity(Some(disk.used_bytes() + room));

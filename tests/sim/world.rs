@@ -200,10 +200,12 @@ impl World {
         running.input.ticks += 1;
         if running.writing.is_empty() && running.work.is_empty() && self.rng.permille(50) {
             // The sync thread has nothing to do.
-            if running.writer.idle().is_err() {
-                self.crash(node, false);
-                self.restart_later(node);
-                return;
+            match running.writer.idle() {
+                Ok(report) => running.input.persisted.extend(report),
+                Err(_) => {
+                    self.crash(node, false);
+                    return self.restart_later(node);
+                }
             }
         }
         self.wake(node, 0);
@@ -318,7 +320,7 @@ impl World {
             }
             Err(error) => {
                 let is_full = matches!(error, wal::Error::NoSpace { .. });
-                self.coverage.count(if is_full { "disk: full" } else { "disk: sync failed" });
+                self.coverage.count(if is_full { "disk: full in mid-write" } else { "disk: sync failed" });
                 let power = self.rng.coin();
                 self.crash(node, power);
                 self.restart_later(node);
