@@ -87,6 +87,22 @@ async fn what_is_no_frame_costs_a_client_its_connection() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_taken_back_half_way_costs_no_other_one() {
+    let cluster = Cluster::start(1).await;
+    let connection = connect(&cluster, 0, PortKind::Client, "client").await;
+    for _ in 0..3 {
+        let (mut send, _receive) = connection.open_bi().await.unwrap();
+        let put = frame(FrameKind::Write, &[0; 1000]);
+        send.write_all(&put[..500]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        send.reset(0_u32.into()).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let frames = say(&connection, &frame(FrameKind::Status, b"")).await;
+        assert_eq!(frames.len(), 1, "the connection is gone");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_request_is_refused_with_a_reason() {
     let cluster = Cluster::start(1).await;
     let connection = connect(&cluster, 0, PortKind::Client, "client").await;

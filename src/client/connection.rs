@@ -141,8 +141,10 @@ impl Link {
 
     /// Sends a request on a stream of its own and gives what can be read from it.
     pub(super) async fn open(&self, kind: FrameKind, body: &[u8]) -> Result<Alone<'_>, Lost> {
-        let (mut send, receive) =
+        let (send, receive) =
             self.connection.open_bi().await.map_err(|error| lost(false, &error))?;
+        let mut whole = WholeOrReset { send, is_whole: false };
+        let send = &mut whole.send;
         // Fails only for a stream that was closed, which the first write reports.
         let _ = send.set_priority(-1);
         self.register_alone();
@@ -151,6 +153,7 @@ impl Link {
         send.write_all(&header).await.map_err(|error| lost(true, &error))?;
         send.write_all(body).await.map_err(|error| lost(true, &error))?;
         send.finish().map_err(|error| lost(true, &error))?;
+        whole.is_whole = true;
         Ok(alone)
     }
 
@@ -296,6 +299,22 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
             self.link.waiting().replies.remove(&self.id);
+        }
+    }
+}
+
+/// A stream that is dropped counts as finished, and half a frame as garbage, which costs the connection with all who use
+/// it: a request whose caller gives up half-way takes its stream back.
+struct WholeOrReset {
+    send: quinn::SendStream,
+    is_whole: bool,
+}
+
+impl Drop for WholeOrReset {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            // The error is that it has ended already.
+            let _ = self.send.reset(quinn::VarInt::from_u32(0));
         }
     }
 }

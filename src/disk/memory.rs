@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -25,12 +26,27 @@ struct State {
     capacity: Option<u64>,
     syncs: u64,
     fail_sync_at: Option<u64>,
+    /// Changes until the power fails.
+    power_left: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Content {
     now: Vec<u8>,
     durable: Vec<u8>,
+    /// What `now` was when a sync failed: the system takes it for clean and never writes it again.
+    given_up: Option<Vec<u8>>,
+}
+
+/// What a power cut does to a sector that was changed and not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The old bytes stay.
+    Lost,
+    /// The new bytes are there.
+    Kept,
+    /// So many bytes from the start are new, the rest is old.
+    Torn(usize),
 }
 
 impl MemDisk {
@@ -47,21 +63,42 @@ impl MemDisk {
     /// Power cut in which the device kept some unsynced sectors: `keep(path, sector)` decides for each sector of 512
     /// bytes that differs. Names that were not synced are gone; a planned failure is called off.
     pub fn crash_keeping(&self, mut keep: impl FnMut(&Path, usize) -> bool) {
+        self.crash_with(false, |path, sector| match keep(path, sector) {
+            true => Fate::Kept,
+            false => Fate::Lost,
+        });
+    }
+
+    /// Power cut in which `fate` decides for each sector that differs, and `keep_names` for all names that were made,
+    /// changed or removed since their directory was synced.
+    pub fn crash_with(&self, keep_names: bool, mut fate: impl FnMut(&Path, usize) -> Fate) {
         let mut state = self.lock_state();
         let state = &mut *state;
-        state.names = state.names_durable.clone();
+        match keep_names {
+            true => state.names_durable = state.names.clone(),
+            false => state.names = state.names_durable.clone(),
+        }
         state.locks.clear();
-        state.fail_sync_at = None;
+        (state.fail_sync_at, state.power_left) = (None, None);
         for (path, id) in &state.names {
             let content = state.files.get_mut(id).expect("names only point to files that exist");
-            let Content { now, durable } = content;
+            let Content { now, durable, given_up } = content;
+            *given_up = None;
             for (sector, fresh) in now.chunks(SECTOR_BYTES).enumerate() {
                 let start = sector * SECTOR_BYTES;
                 let end = start + fresh.len();
                 let is_same = durable.get(start..end).is_some_and(|old| old == fresh);
-                if !is_same && keep(path, sector) {
+                let kept = match is_same {
+                    true => 0,
+                    false => match fate(path, sector) {
+                        Fate::Lost => 0,
+                        Fate::Kept => fresh.len(),
+                        Fate::Torn(bytes) => bytes.min(fresh.len()),
+                    },
+                };
+                if kept > 0 {
                     durable.resize(durable.len().max(end), 0);
-                    durable[start..end].copy_from_slice(fresh);
+                    durable[start..start + kept].copy_from_slice(&fresh[..kept]);
                 }
             }
             *now = durable.clone();
@@ -71,6 +108,12 @@ impl MemDisk {
     /// Kill of the process: nothing is lost but the locks.
     pub fn kill(&self) {
         self.lock_state().locks.clear();
+    }
+
+    /// After so many more changes (writes, syncs, names) everything fails, as it does when the power goes, until the
+    /// crash.
+    pub fn cut_power_after(&self, changes: u64) {
+        self.lock_state().power_left = Some(changes);
     }
 
     /// Lets the `nth` sync of a file from now on fail once (1 is the next one).
@@ -87,6 +130,16 @@ impl MemDisk {
     /// How many syncs of file contents there were.
     pub fn syncs(&self) -> u64 {
         self.lock_state().syncs
+    }
+
+    /// How many bytes all files have together.
+    pub fn used_bytes(&self) -> u64 {
+        self.lock_state().used_bytes()
+    }
+
+    /// The paths of all files, in order.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.lock_state().names.keys().cloned().collect()
     }
 
     /// The present bytes of a file, if it exists.
@@ -128,10 +181,25 @@ impl State {
         self.names.values().map(|id| self.files[id].now.len() as u64).sum()
     }
 
-    /// Counts a sync and says whether it is the one that fails.
-    fn sync(&mut self, path: &Path) -> Result<()> {
+    /// Counts a change and says whether there is still power for it.
+    fn change(&mut self, path: &Path) -> Result<()> {
+        match &mut self.power_left {
+            Some(0) => Err(fail("reach", path, io::ErrorKind::Other)),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a sync of a file and says whether it is the one that fails.
+    fn sync(&mut self, path: &Path, id: u64) -> Result<()> {
+        self.change(path)?;
         self.syncs += 1;
         if self.fail_sync_at == Some(self.syncs) {
+            let content = self.content(id);
+            content.given_up = Some(content.now.clone());
             return Err(fail("sync", path, io::ErrorKind::Other));
         }
         Ok(())
@@ -149,6 +217,24 @@ impl State {
 
     fn content(&mut self, id: u64) -> &mut Content {
         self.files.get_mut(&id).expect("files are never removed while the disk lives")
+    }
+}
+
+impl Content {
+    /// Makes a range durable, but for what a failed sync gave up and nobody wrote again.
+    fn persist(&mut self, range: Range<usize>) {
+        let range = range.start..range.end.min(self.now.len());
+        self.durable.resize(self.now.len(), 0);
+        let Some(given_up) = &self.given_up else {
+            self.durable[range.clone()].copy_from_slice(&self.now[range]);
+            return;
+        };
+        for start in range.clone().step_by(SECTOR_BYTES) {
+            let sector = start..(start + SECTOR_BYTES).min(range.end);
+            if given_up.get(sector.clone()) != Some(&self.now[sector.clone()]) {
+                self.durable[sector.clone()].copy_from_slice(&self.now[sector]);
+            }
+        }
     }
 }
 
@@ -176,6 +262,7 @@ impl Disk for MemDisk {
 
     fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
         let mut state = self.lock_state();
+        state.change(path)?;
         let id = state.files.len() as u64;
         state.files.insert(id, Content::default());
         state.names.insert(path.to_owned(), id);
@@ -184,6 +271,7 @@ impl Disk for MemDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let mut state = self.lock_state();
+        state.change(from)?;
         let id = state.names.remove(from);
         let id = id.ok_or_else(|| fail("rename", from, io::ErrorKind::NotFound))?;
         state.names.insert(to.to_owned(), id);
@@ -191,12 +279,15 @@ impl Disk for MemDisk {
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
-        let removed = self.lock_state().names.remove(path);
+        let mut state = self.lock_state();
+        state.change(path)?;
+        let removed = state.names.remove(path);
         removed.map(|_| ()).ok_or_else(|| fail("remove", path, io::ErrorKind::NotFound))
     }
 
     fn sync_dir(&self, path: &Path) -> Result<()> {
         let mut state = self.lock_state();
+        state.change(path)?;
         let inside = |name: &PathBuf| name.parent() == Some(path);
         let fresh: Vec<_> = state.names.iter().map(|(name, id)| (name.clone(), *id)).collect();
         state.names_durable.retain(|name, _| !inside(name));
@@ -251,6 +342,7 @@ impl File for MemFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&self.state);
+        state.change(&self.path)?;
         let end = offset as usize + bytes.len();
         state.grow(&self.path, self.id, end as u64)?;
         state.content(self.id).now[offset as usize..end].copy_from_slice(bytes);
@@ -259,9 +351,8 @@ impl File for MemFile {
 
     fn sync(&self) -> Result<()> {
         let mut state = lock(&self.state);
-        state.sync(&self.path)?;
-        let content = state.content(self.id);
-        content.durable.clone_from(&content.now);
+        state.sync(&self.path, self.id)?;
+        state.content(self.id).persist(0..usize::MAX);
         Ok(())
     }
 
@@ -275,6 +366,11 @@ impl File for MemFile {
     }
 
     fn forget_cache(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        let content = state.content(self.id);
+        if content.given_up.take().is_some() {
+            content.now.clone_from(&content.durable);
+        }
         Ok(())
     }
 
@@ -300,10 +396,8 @@ impl Map for MemFile {
 
     fn sync(&self, offset: usize, bytes: usize) -> Result<()> {
         let mut state = lock(&self.state);
-        state.sync(&self.path)?;
-        let Content { now, durable } = state.content(self.id);
-        durable.resize(now.len(), 0);
-        durable[offset..offset + bytes].copy_from_slice(&now[offset..offset + bytes]);
+        state.sync(&self.path, self.id)?;
+        state.content(self.id).persist(offset..offset + bytes);
         Ok(())
     }
 }

@@ -29,7 +29,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use memory::MemDisk;
+pub use memory::{Fate, MemDisk};
 pub use os::OsDisk;
 
 /// What came of an operation on the disk.

@@ -55,12 +55,15 @@ impl Node {
     pub(super) fn maybe_checkpoint(&mut self, output: &mut Output) {
         let grown = self.snapshots.log_bytes;
         let applied = self.store.revision();
-        if self.snapshots.running || grown < self.about.snapshot_log_bytes {
+        let is_suspect = self.snapshots.is_suspect;
+        if self.snapshots.running || grown < self.about.snapshot_log_bytes && !is_suspect {
             return;
         }
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
-        let Some(term) = self.raft.term_at(applied).filter(|_| applied > newest) else { return };
+        let is_due = applied > newest || is_suspect;
+        let Some(term) = self.raft.term_at(applied).filter(|_| is_due) else { return };
         self.snapshots.running = true;
+        self.snapshots.is_suspect = false;
         self.snapshots.log_bytes = 0;
         output.checkpoint = Some(CheckpointJob {
             checkpoint: self.store.checkpoint(),
@@ -100,7 +103,7 @@ impl Node {
             self.abandon_proposals();
             self.log.purge(at.index.next());
             let running = self.snapshots.running;
-            self.snapshots = Snapshots { newest: Some(at), running, log_bytes: 0 };
+            self.snapshots = Snapshots { newest: Some(at), running, ..Snapshots::default() };
         }
     }
 }

@@ -28,12 +28,23 @@ pub struct Input {
     pub unreachable: Vec<NodeId>,
     /// Checkpoints that are durable now; `None` if one failed.
     pub checkpoints: Vec<Option<SnapshotAt>>,
-    /// What became of snapshots on their way to peers: the index, or `None` if it failed.
-    pub snapshots_sent: Vec<(NodeId, Option<Index>)>,
+    /// What became of snapshots on their way to peers.
+    pub snapshots_sent: Vec<(NodeId, Sent)>,
     /// Snapshots that came from a leader.
     pub snapshots_received: Vec<ReceivedSnapshot>,
     /// Leadership should go to another node, for this one is about to stop.
     pub transfer: bool,
+}
+
+/// What became of a snapshot on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The receiver has it, or something newer: the index.
+    Arrived(Index),
+    /// It did not get there, or the receiver had no time for it.
+    Lost,
+    /// It got there, and every byte was not as it was written: this node's file may be damaged.
+    Damaged,
 }
 
 /// Where an answer goes; only the driver knows what it means.

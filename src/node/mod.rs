@@ -25,15 +25,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 pub use io::{
     CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
-    RequestBody, SnapshotAt,
+    RequestBody, Sent, SnapshotAt,
 };
 pub use open::{Error, OpenOptions, Opened, init, open, snapshots_dir};
 pub use wire::decode_message;
 
 use crate::proto::client::MemberInfo;
 use crate::raft::{self, Effects, Event, Index, Message, Raft, ReadId, RoleKind, Write, WriteId};
-use crate::store::Store;
-use crate::wal::{Batch, BatchBuilder, Log, Ordinal};
+use crate::store::{Reader, Store};
+use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal};
 use requests::{Growth, Proposal, WaitingRead};
 
 /// What clients are told about this node and its cluster, and its limits.
@@ -82,6 +82,8 @@ struct Snapshots {
     newest: Option<SnapshotAt>,
     /// A checkpoint is being written.
     running: bool,
+    /// A peer found the newest damaged: it is written again from the store, which is good.
+    is_suspect: bool,
     /// Bytes that were added to the log since the newest was begun.
     log_bytes: u64,
 }
@@ -102,7 +104,12 @@ impl Node {
         for peer in input.unreachable.drain(..) {
             self.step(Event::Unreachable(peer), None, output);
         }
-        for (to, index) in input.snapshots_sent.drain(..) {
+        for (to, sent) in input.snapshots_sent.drain(..) {
+            let index = match sent {
+                Sent::Arrived(index) => Some(index),
+                Sent::Lost | Sent::Damaged => None,
+            };
+            self.snapshots.is_suspect |= sent == Sent::Damaged;
             self.step(Event::SnapshotSent { to, index }, None, output);
         }
         for at in input.checkpoints.drain(..) {
@@ -135,8 +142,11 @@ impl Node {
             self.writes.push_back((id, ordinal));
         }
         for message in effects.messages.drain(..) {
-            let batches = self.entries_of(&message);
-            output.messages.push((message, batches));
+            match self.entries_of(&message) {
+                Ok(batches) => output.messages.push((message, batches)),
+                // A leader that cannot read its log is none: another one takes over.
+                Err(error) => output.failure = Some(error),
+            }
         }
         output.send_snapshots.append(&mut effects.send_snapshots);
         output.contradictions.append(&mut effects.contradictions);
@@ -181,22 +191,15 @@ impl Node {
     }
 
     /// The bytes of the entries that a message names.
-    fn entries_of(&self, message: &Message) -> Vec<Batch> {
+    fn entries_of(&self, message: &Message) -> Result<Vec<Batch>, wal::Error> {
         let raft::Body::AppendEntries { prev_log_index, ref entries, .. } = message.body else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
         if entries.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let (first, last) = (prev_log_index.next(), prev_log_index.plus(entries.len() as u64));
-        match self.log.read(first, last, usize::MAX) {
-            Ok(batches) => batches,
-            Err(error) => {
-                // The follower gets nothing and asks again; the damage is the operator's to see.
-                tracing::error!(%error, %first, "cannot read the log for a follower");
-                Vec::new()
-            }
-        }
+        self.log.read(first, last, usize::MAX)
     }
 
     fn on_persisted(&mut self, persisted: crate::wal::Persisted, output: &mut Output) {
@@ -218,6 +221,29 @@ impl Node {
         if lost_leadership {
             self.abandon_proposals();
         }
+    }
+
+    /// The consensus core, to look at.
+    pub fn core(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// The last index that the store has applied, and the hash of everything up to there.
+    pub fn applied(&self) -> (Index, u64) {
+        (self.store.revision(), self.store.state_hash())
+    }
+
+    /// Reads the store.
+    pub fn reader(&self) -> Reader {
+        self.store.reader()
+    }
+
+    /// An entry of the log, from memory or disk.
+    ///
+    /// # Errors
+    /// If the log does not hold it any more, or it is damaged.
+    pub fn entry(&self, index: Index) -> Result<Entry, wal::Error> {
+        self.log.entry(index)
     }
 
     /// The core's last word on who leads.

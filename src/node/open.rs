@@ -130,7 +130,8 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     if is_blank(&recovered) {
         return Err(Error::Empty(options.dir));
     }
-    let found = snapshots_dir(&options.disk, &options.dir).load_newest(options.store)?;
+    let snapshots = snapshots_dir(&options.disk, &options.dir);
+    let found = snapshots.load_newest(options.store)?;
     let damaged: Vec<String> = found.damaged.iter().map(ToString::to_string).collect();
     notes.extend(damaged.iter().cloned());
     let (store, newest, snapshot_membership) = match found.loaded {
@@ -164,10 +165,15 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         entries.clear();
         base = (at.index, at.term);
     }
+    // Now that there is one to go on from: a damaged one must not take the place of a good one among those that are
+    // kept, nor be sent to anybody.
+    snapshots.set_aside(&found.damaged)?;
     let mut hard_state = recovered.hard_state;
     hard_state.commit_index = hard_state.commit_index.max(covered);
-    let last_term = entries.last().map_or(base.1, |meta| meta.term);
-    if hard_state.term < last_term {
+    // A snapshot may be durable before its term is, entries may not: the core takes the snapshot's.
+    if let Some(last_term) = entries.last().map(|meta| meta.term)
+        && hard_state.term < last_term
+    {
         let reason = format!("the log ends in term {last_term}, after the node's own");
         return Err(Error::Contradiction { dir: options.dir, reason });
     }
@@ -186,7 +192,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         next_read,
         reads: BTreeMap::new(),
         ready: Vec::new(),
-        snapshots: Snapshots { newest, running: false, log_bytes },
+        snapshots: Snapshots { newest, log_bytes, ..Snapshots::default() },
         clock_proposed_ms: 0,
         no_space: false,
     };

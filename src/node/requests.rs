@@ -175,6 +175,10 @@ impl Node {
             self.refuse_writes(writes, &Refusal::NotLeader { leader });
             return;
         }
+        if self.log.unpersisted_bytes() >= UNSYNCED_BYTES_MAX {
+            self.refuse_writes(writes, &Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
+            return;
+        }
         let term = self.raft.hard_state().term;
         let bytes = writes.iter().map(|write| write.command.len() + ENTRY_HEADER_BYTES).sum();
         let mut builder =
@@ -322,6 +326,9 @@ impl Node {
 
 /// The log's time is this fine; only the end of idle sessions depends on it.
 const CLOCK_EVERY_MS: u64 = 1000;
+/// Bytes that wait for this node's own disk; above it clients get `Busy`. The others may commit without this disk, so
+/// the core's limit on what is not committed does not hold them.
+const UNSYNCED_BYTES_MAX: usize = 64 << 20;
 /// How long a refused client should wait.
 const BUSY_RETRY_MS: u32 = 20;
 /// What a write takes of the store's memory beside key and value: node, tower, version, its place in the index.

@@ -29,6 +29,8 @@ pub struct SnapshotHeader {
 pub struct SnapshotDone {
     /// Whether the receiver has it now, or something newer.
     pub installed: bool,
+    /// Whether the bytes that came are no snapshot of this cluster.
+    pub damaged: bool,
 }
 
 /// A client's write on its way to the leader.

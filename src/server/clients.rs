@@ -57,9 +57,14 @@ impl Clients {
             let connection = connection.clone();
             tokio::spawn(async move {
                 let served = clients.serve_stream(send, recv, is_shared, &caller).await;
-                if let Err(error) = served {
-                    tracing::debug!("a client is cut off: {error}");
-                    connection.close(2_u32.into(), b"malformed frame");
+                match served {
+                    Ok(()) => {}
+                    // Its caller has given it up; the others go on.
+                    Err(quic::Error::StreamEnded { .. }) => {}
+                    Err(error) => {
+                        tracing::debug!("a client is cut off: {error}");
+                        connection.close(2_u32.into(), b"malformed frame");
+                    }
                 }
             });
             is_shared = false;

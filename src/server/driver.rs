@@ -86,7 +86,8 @@ impl Driver {
         for to in output.send_snapshots.drain(..) {
             let shared = Arc::clone(&self.shared);
             let (connection, dir) = (self.links.connection(to), self.snapshots.clone());
-            snapshots::send(shared, connection, to, self.node.term(), dir);
+            let newest = self.node.newest_snapshot().map(|at| at.index);
+            snapshots::send(shared, connection, to, self.node.term(), newest, dir);
         }
         for forward in output.forwards.drain(..) {
             forward::send(&self.shared, self.links.connection(forward.to), forward);

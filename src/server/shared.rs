@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request};
+use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::quic::{FrameWriter, IdMap};
@@ -101,8 +101,8 @@ impl Shared {
         self.tell(|input| input.snapshots_received.push(snapshot));
     }
 
-    pub(super) fn snapshot_sent(&self, to: NodeId, index: Option<Index>) {
-        self.tell(|input| input.snapshots_sent.push((to, index)));
+    pub(super) fn snapshot_sent(&self, to: NodeId, sent: Sent) {
+        self.tell(|input| input.snapshots_sent.push((to, sent)));
     }
 
     /// Hands in the requests of one read of `stream`; gives back what does not fit.
@@ -114,21 +114,24 @@ impl Shared {
         let (mut refused, mut accepted) = (Vec::new(), 0);
         {
             let mut input = lock(&self.input);
+            let mut streams = lock(&self.streams);
+            let mut asker = streams.get_mut(&stream);
             for (request, bytes) in requests {
                 let is_full = input.requests.len() >= REQUESTS_MAX
-                    || input.request_bytes + bytes > REQUEST_BYTES_MAX;
+                    || input.request_bytes + bytes > REQUEST_BYTES_MAX
+                    || asker.as_ref().is_some_and(|it| it.pending >= STREAM_REQUESTS_MAX);
                 if is_full {
                     // A scan's task ends without its sender.
                     lock(&self.scans).remove(&stream);
                     refused.push(request.reply_to);
                 } else {
                     accepted += 1;
+                    if let Some(asker) = &mut asker {
+                        asker.pending += 1;
+                    }
                     input.request_bytes += bytes;
                     input.requests.push(request);
                 }
-            }
-            if let Some(stream) = lock(&self.streams).get_mut(&stream) {
-                stream.pending += accepted;
             }
         }
         if accepted > 0 {
@@ -221,6 +224,9 @@ impl Shared {
 
 /// Messages of peers that wait for a turn; their readers stop reading above it.
 const PEER_MESSAGES_MAX: usize = 4096;
+/// Requests of one stream that wait for their answers, which may take as long as there is no majority; more are refused
+/// as `Busy`. Our own client stops at half of it.
+const STREAM_REQUESTS_MAX: usize = 16_384;
 /// Requests that wait for a turn; more are refused as `Busy`.
 const REQUESTS_MAX: usize = 65_536;
 /// Writes that wait for another node's answer.
@@ -290,6 +296,28 @@ mod tests {
         let request = Request { reply_to: to, body };
         assert_eq!(shared.request(to.stream, [(request, REQUEST_BYTES_MAX + 1)].into_iter()), [to]);
         assert!(ready.await.is_err() && lock(&shared.scans).is_empty());
+    }
+
+    #[test]
+    fn a_stream_has_a_limited_number_of_questions_without_an_answer() {
+        let shared = Shared::default();
+        let (writer, _driver) = FrameWriter::new(1 << 20);
+        let stream = shared.open_stream(writer, true);
+        let ask = |request_id| {
+            let reply_to = ReplyTo { stream, request_id };
+            shared.request(
+                stream,
+                std::iter::once((Request { reply_to, body: RequestBody::Status }, 1)),
+            )
+        };
+        for request_id in 0..STREAM_REQUESTS_MAX as u64 {
+            assert!(ask(request_id).is_empty());
+            // The node has taken it and does not answer.
+            shared.take_input(&mut Input::default());
+        }
+        assert_eq!(ask(1 << 20).len(), 1);
+        Burst::new(&shared).reply(ReplyTo { stream, request_id: 0 }, &Reply::NotFound);
+        assert!(ask(1 << 20).is_empty());
     }
 
     #[test]

@@ -4,11 +4,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
+use tokio::time::timeout;
 
 use super::shared::Shared;
-use crate::node::{ReceivedSnapshot, SnapshotAt};
+use crate::node::{ReceivedSnapshot, Sent, SnapshotAt};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_OVERHEAD_BYTES_MAX;
 use crate::proto::peer::{SNAPSHOT_CHUNK_BYTES, SnapshotDone, SnapshotHeader};
@@ -40,35 +42,55 @@ pub(super) enum Error {
     Length { got: u64, expected: u64 },
     #[error("the receiver did not take it")]
     Refused,
+    #[error("what arrived is damaged: it is made anew")]
+    Damaged,
+    #[error("nothing came for {} s", STALL_PATIENCE.as_secs())]
+    Stalled,
 }
 
-/// Sends the newest snapshot to a peer, in a task of its own, and reports the end.
+/// Sends the node's newest snapshot to a peer, in a task of its own, and reports the end. Which one that is the node
+/// says: among the files there may be a newer one, which was found damaged at the start.
 pub(super) fn send(
     shared: Arc<Shared>,
     connection: Option<Connection>,
     to: NodeId,
     term: Term,
+    newest: Option<Index>,
     dir: snapshot::Dir,
 ) {
     tokio::spawn(async move {
-        let sent = match connection {
-            Some(connection) => send_to(&connection, term, dir).await,
-            None => Err(Error::NotConnected),
+        let sent = match (connection, newest) {
+            (Some(connection), Some(index)) => send_to(&connection, term, index, dir).await,
+            (None, _) => Err(Error::NotConnected),
+            (_, None) => Err(Error::None),
         };
         match &sent {
             Ok(index) => tracing::info!("sent the snapshot at index {index} to {to}"),
             Err(Error::NotConnected) => {}
             Err(error) => tracing::warn!("the snapshot for {to} did not arrive: {error}"),
         }
-        shared.snapshot_sent(to, sent.ok());
+        let sent = match sent {
+            Ok(index) => Sent::Arrived(index),
+            Err(Error::Damaged) => Sent::Damaged,
+            Err(_) => Sent::Lost,
+        };
+        shared.snapshot_sent(to, sent);
     });
 }
 
-async fn send_to(connection: &Connection, term: Term, dir: snapshot::Dir) -> Result<Index, Error> {
-    let listed = blocking(move || dir.list()).await??;
-    let (index, path) = listed.into_iter().next().ok_or(Error::None)?;
-    let mut file = std::fs::File::open(path)?;
-    let bytes = file.metadata()?.len();
+async fn send_to(
+    connection: &Connection,
+    term: Term,
+    index: Index,
+    dir: snapshot::Dir,
+) -> Result<Index, Error> {
+    let opened = blocking(move || {
+        let (_, path) = dir.list()?.into_iter().find(|it| it.0 == index).ok_or(Error::None)?;
+        let file = std::fs::File::open(path)?;
+        let bytes = file.metadata()?.len();
+        Ok::<_, Error>((file, bytes))
+    });
+    let (mut file, bytes) = opened.await??;
     let lost = |error| quic::Error::Lost(quic::explain(&error));
     let (mut stream, answer) = connection.open_bi().await.map_err(lost)?;
     // Fails only for a closed stream, which the first write reports.
@@ -100,7 +122,11 @@ async fn send_to(connection: &Connection, term: Term, dir: snapshot::Dir) -> Res
     let _ = stream.finish();
     let frame = Frames::of(answer, FRAME_OVERHEAD_BYTES_MAX).next().await?;
     let done: SnapshotDone = proto::decode(&frame.body, "snapshot answer")?;
-    if done.installed { Ok(index) } else { Err(Error::Refused) }
+    match done {
+        SnapshotDone { installed: true, .. } => Ok(index),
+        SnapshotDone { damaged: true, .. } => Err(Error::Damaged),
+        SnapshotDone { .. } => Err(Error::Refused),
+    }
 }
 
 /// Takes in snapshots, one at a time.
@@ -129,20 +155,21 @@ impl Receiver {
             Ok(_guard) => self.take(&first, frames, from).await,
             Err(_) => Err(Error::Busy),
         };
-        let installed = match result {
+        let done = match result {
             Ok(snapshot) => {
                 tracing::info!("received the snapshot at index {} from {from}", snapshot.at.index);
                 shared.receive_snapshot(snapshot);
-                true
+                SnapshotDone { installed: true, damaged: false }
             }
             Err(error) => {
                 tracing::warn!("no snapshot from {from}: {error}");
-                false
+                let damaged = matches!(error, Error::Store(store::Error::Corrupt { .. }));
+                SnapshotDone { installed: false, damaged }
             }
         };
         let mut buffer = Vec::new();
         encode_frame(&mut buffer, FrameKind::SnapshotDone, 0, |body| {
-            proto::encode(&SnapshotDone { installed }, body);
+            proto::encode(&done, body);
         });
         // A sender that is gone asks again.
         if send.write_all(&buffer).await.is_ok() && send.finish().is_ok() {
@@ -164,7 +191,8 @@ impl Receiver {
         let mut incoming = blocking(move || store::Incoming::create(&dir)).await??;
         let mut got = 0_u64;
         while got < header.bytes {
-            let chunk = frames.next().await?;
+            let chunk = frames.next();
+            let chunk = timeout(STALL_PATIENCE, chunk).await.map_err(|_| Error::Stalled)??;
             got += chunk.body.len() as u64;
             if chunk.kind != FrameKind::SnapshotChunk || chunk.body.is_empty() || got > header.bytes
             {
@@ -221,5 +249,7 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 
+/// A sender that is silent for so long gives way to others.
+const STALL_PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing ever waits behind a snapshot.
 const SNAPSHOT_PRIORITY: i32 = -10;

@@ -65,6 +65,12 @@ impl Dir {
         Ok(self.disk.list(&self.path)?)
     }
 
+    /// Gives a file another name, durably.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        self.disk.rename(from, to)?;
+        Ok(self.disk.sync_dir(&self.path)?)
+    }
+
     /// Removes a file, durably.
     pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
         self.disk.remove(path)?;

@@ -145,6 +145,20 @@ impl Dir {
         Ok(Recovery { loaded: None, damaged })
     }
 
+    /// Gives the damaged files that [`Dir::load_newest`] found another name, under which they are no snapshots any more.
+    ///
+    /// # Errors
+    /// [`Error::Disk`].
+    pub fn set_aside(&self, damaged: &[Error]) -> Result<(), Error> {
+        for error in damaged {
+            // Of what could not be read it is not known what it is.
+            if let Error::Corrupt { path, .. } = error {
+                self.rename(path, &path.with_extension(DAMAGED))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes all but the `count` newest snapshots; gives the indexes that are left, newest first.
     ///
     /// # Errors
@@ -401,6 +415,8 @@ fn index_of(name: &str) -> Option<Index> {
 /// Longest membership in a snapshot: far more than the most members need.
 pub const MEMBERSHIP_BYTES_MAX: usize = 64 << 10;
 const SUFFIX: &str = ".snap";
+/// What the name of a damaged one ends in.
+const DAMAGED: &str = "damaged";
 const MAGIC: &[u8; 8] = b"QUICSNAP";
 const END_MAGIC: &[u8; 8] = b"QUICSEND";
 const FORMAT_VERSION: u32 = 1;

@@ -74,6 +74,7 @@ pub fn open(
         terms: replay.terms,
         opened: Vec::new(),
         done: super::Ordinal(0),
+        reported_no_space: false,
         failure: None,
         _lock: lock,
     };

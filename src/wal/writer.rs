@@ -19,7 +19,7 @@ pub struct Persisted {
     /// All records up to here are durable.
     pub durable: Ordinal,
     /// The next segment cannot be made: the disk is full. What is left of the present one is the reserve; refuse
-    /// growth, and call [`Writer::idle`] now and then until [`Writer::has_room`].
+    /// growth; [`Writer::idle`] tells when there is room again.
     pub no_space: bool,
     /// Where the entries of each batch lie.
     pub(super) located: Vec<(Ordinal, Vec<Place>)>,
@@ -56,6 +56,8 @@ pub struct Writer {
     pub(super) terms: Terms,
     pub(super) opened: Vec<SegmentMap>,
     pub(super) done: Ordinal,
+    /// What the last report said about room.
+    pub(super) reported_no_space: bool,
     pub(super) failure: Option<Error>,
     pub(super) _lock: Box<dyn Lock>,
 }
@@ -92,24 +94,25 @@ impl Writer {
     }
 
     /// To be called about 100 ms after the last write: brings the mark up to date, so that a loss of the log's end is
-    /// noticed. Also tries again to prepare the next segment if that failed; call it every second until
-    /// [`Writer::has_room`].
+    /// noticed. Also tries again to prepare the next segment if that failed; call it now and then until the disk has
+    /// room. A report comes when that has changed since the last.
     ///
     /// # Errors
     /// As [`Writer::write_and_sync`].
-    pub fn idle(&mut self) -> Result<(), Error> {
+    pub fn idle(&mut self) -> Result<Option<Persisted>, Error> {
         self.latched(|writer| {
             writer.sync_mark()?;
             writer.ahead.poll();
             if writer.ahead.has_failed() {
                 writer.prepare_next();
             }
-            Ok(())
+            let is_news = writer.has_room() == writer.reported_no_space;
+            Ok(is_news.then(|| writer.report(Vec::new())))
         })
     }
 
     /// Whether the next segment is there or on its way.
-    pub fn has_room(&mut self) -> bool {
+    pub(super) fn has_room(&mut self) -> bool {
         self.ahead.poll();
         !self.ahead.has_failed()
     }
@@ -157,9 +160,10 @@ impl Writer {
     }
 
     pub(super) fn report(&mut self, located: Vec<(Ordinal, Vec<Place>)>) -> Persisted {
+        self.reported_no_space = !self.has_room();
         Persisted {
             durable: self.done,
-            no_space: !self.has_room(),
+            no_space: self.reported_no_space,
             located,
             opened: std::mem::take(&mut self.opened),
             first_segment: self.segments.front().map_or(0, |segment| segment.seq),

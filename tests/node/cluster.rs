@@ -10,7 +10,7 @@ use std::sync::Arc;
 use quicraft::disk::{Disk, MemDisk};
 use quicraft::node::{
     self, About, Input, Node, OpenOptions, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
-    RequestBody, SnapshotAt,
+    RequestBody, Sent, SnapshotAt,
 };
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
@@ -66,6 +66,8 @@ struct Cell {
 pub(crate) struct Cluster {
     cells: Vec<Cell>,
     isolated: Option<usize>,
+    /// Whose disk hangs.
+    hung: Option<usize>,
     snapshot_log_bytes: u64,
     next_request: u64,
     starts: u64,
@@ -97,6 +99,7 @@ impl Cluster {
         let mut cluster = Cluster {
             cells: cells.collect(),
             isolated: None,
+            hung: None,
             snapshot_log_bytes,
             next_request: 1,
             starts: 0,
@@ -186,6 +189,19 @@ impl Cluster {
         broke
     }
 
+    /// Damages the newest snapshot of a node that is down.
+    pub(crate) fn damage_newest_snapshot(&mut self, node: usize) {
+        let cell = &self.cells[node];
+        let dir = cell.dir.join("snapshots");
+        let names = cell.disk.list(&dir).unwrap();
+        let newest = names.iter().rfind(|name| name.ends_with(".snap")).unwrap();
+        cell.disk.tamper(&dir.join(newest), |bytes| bytes[100] ^= 1);
+    }
+
+    pub(crate) fn hang_disk(&mut self, node: usize) {
+        self.hung = Some(node);
+    }
+
     pub(crate) fn isolate(&mut self, node: usize) {
         self.isolated = Some(node);
     }
@@ -234,7 +250,8 @@ impl Cluster {
         let mut output = Output::default();
         node.step_in(&mut input, &mut output);
         let work = std::mem::take(&mut output.log_work);
-        if !work.is_empty() {
+        // What is written to a disk that hangs is never heard of again.
+        if !work.is_empty() && self.hung != Some(at) {
             cell.input.persisted.push(writer.write_and_sync(work).unwrap());
         }
         node.step_out(&mut output, &mut cell.answers);
@@ -280,7 +297,7 @@ impl Cluster {
         let bytes = source.disk.dump(&path).unwrap();
         let is_cut = self.isolated == Some(from) || self.isolated == Some(target);
         if is_cut || self.cells[target].running.is_none() {
-            self.cells[from].input.snapshots_sent.push((to, None));
+            self.cells[from].input.snapshots_sent.push((to, Sent::Lost));
             return;
         }
         let receiver = &self.cells[target];
@@ -294,7 +311,7 @@ impl Cluster {
         let from_id = NodeId(from as u64 + 1);
         let received = ReceivedSnapshot { from: from_id, term, at, membership, store };
         self.cells[target].input.snapshots_received.push(received);
-        self.cells[from].input.snapshots_sent.push((to, Some(index)));
+        self.cells[from].input.snapshots_sent.push((to, Sent::Arrived(index)));
         self.snapshots_sent += 1;
     }
 

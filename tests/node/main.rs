@@ -181,6 +181,55 @@ fn appends_to_a_long_value_are_held_back_by_the_room_for_their_versions() {
     assert_eq!(cluster.answer(leader, ask), Some(Answer::Refused(Refusal::NoSpace)));
 }
 
+/// The second time it is the snapshot that was made after the first damage.
+#[test]
+fn the_newest_snapshot_may_be_damaged_once_and_once_again() {
+    let mut cluster = Cluster::with_snapshots_every(1, 20_000);
+    let value = "v".repeat(500);
+    let mut written = 0;
+    for snapshots in [2, 1, 1] {
+        cluster.elect();
+        let session = cluster.open_session(0);
+        for _ in 0..snapshots {
+            let newest = cluster.status(0).snapshot_index;
+            while cluster.status(0).snapshot_index == newest {
+                written += 1;
+                cluster.write(0, &put(session, written, &format!("key{written}"), &value));
+            }
+        }
+        cluster.crash(0);
+        cluster.damage_newest_snapshot(0);
+        cluster.start(0);
+    }
+    cluster.elect();
+    for key in 1..=written {
+        let found = cluster.get(0, &format!("key{key}"));
+        assert!(found == Answer::Value(value.clone().into()), "key{key}: {found:?}");
+    }
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_takes_no_more_than_it_can_hold() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    cluster.hang_disk(leader);
+    let value = "v".repeat(1 << 20);
+    let mut asked = Vec::new();
+    for seq in 1..=80 {
+        asked.push(cluster.ask_write(leader, &put(session, seq, "k", &value)));
+        cluster.run(1);
+    }
+    cluster.run(20);
+    let answers: Vec<_> = asked.iter().map(|&ask| cluster.answer(leader, ask)).collect();
+    // The others are a majority: what was taken in is acknowledged.
+    let is_done = |a: &&Option<Answer>| matches!(a, Some(Answer::Outcome(Outcome::Written { .. })));
+    let is_busy = |a: &&Option<Answer>| matches!(a, Some(Answer::Refused(Refusal::Busy { .. })));
+    let (done, busy) =
+        (answers.iter().filter(is_done).count(), answers.iter().filter(is_busy).count());
+    assert!((60..70).contains(&done) && done + busy == 80, "{done} applied, {busy} held back");
+}
+
 #[test]
 fn commands_that_clients_may_not_send_are_refused() {
     let mut cluster = Cluster::new(1);

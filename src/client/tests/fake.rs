@@ -53,6 +53,10 @@ pub(super) struct Shared {
     pub(super) held: Vec<(u64, Vec<u8>)>,
     /// How long large writes take.
     pub(super) large_takes: std::time::Duration,
+    /// Streams besides the first are not read, but for how they end.
+    pub(super) unread: bool,
+    /// Those that were reset.
+    pub(super) resets: usize,
     /// Streams opened besides the first of each connection.
     pub(super) own_streams: usize,
 }
@@ -149,8 +153,14 @@ impl Node {
         self,
         connection: quinn::Connection,
         mut send: quinn::SendStream,
-        receive: quinn::RecvStream,
+        mut receive: quinn::RecvStream,
     ) {
+        if self.shared.lock().unwrap().unread {
+            if let Ok(Some(_)) = receive.received_reset().await {
+                self.shared.lock().unwrap().resets += 1;
+            }
+            return;
+        }
         let mut reader = FrameReader::new(receive, FRAME_BYTES_MAX);
         let mut frames = Vec::new();
         let one_writer = Semaphore::new(1);

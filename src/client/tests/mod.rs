@@ -221,6 +221,23 @@ async fn a_long_rest_before_a_large_value_is_not_taken_for_the_nodes_silence() {
 }
 
 #[tokio::test]
+async fn a_large_write_that_is_given_up_half_way_is_taken_back() {
+    let cluster = Cluster::start(1);
+    let client = cluster.client().await;
+    client.put("a", "").await.unwrap();
+    // Nobody reads it, so it stays half sent.
+    cluster.with(|shared| shared.unread = true);
+    let put = tokio::time::timeout(Duration::from_millis(200), client.put("a", vec![7; 2 << 20]));
+    assert!(put.await.is_err());
+    let ended = async {
+        while cluster.with(|shared| shared.resets) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the node hears of it");
+}
+
+#[tokio::test]
 async fn limits_are_checked_before_anything_is_sent() {
     let cluster = Cluster::start(1);
     let client = cluster.client().await;

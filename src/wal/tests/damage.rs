@@ -172,8 +172,9 @@ fn a_full_disk_is_told_before_the_reserve_is_gone() {
     let full = reopen_copy(&disk).map(|_| ()).unwrap_err();
     assert!(matches!(full, Error::NoSpace { .. }), "{full}");
     disk.set_capacity(None);
-    rig.writer.idle().unwrap();
-    assert!(rig.writer.has_room());
+    let report = rig.writer.idle().unwrap().expect("room is news");
+    assert!(!report.no_space && rig.writer.has_room());
+    assert!(rig.writer.idle().unwrap().is_none(), "told once");
     rig.append(30, 1, 1000);
     rig.sync();
     let before = rig.contents();

@@ -1,0 +1,225 @@
+//! One node with its disk and its clock, running or not.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use quicraft::disk::{Disk, Fate, MemDisk};
+use quicraft::node::{self, About, CheckpointJob, Input, Node, OpenOptions};
+use quicraft::raft::{Config, Membership, NodeId};
+use quicraft::store::{self, snapshot};
+use quicraft::wal::{self, Ordinal, Record, Writer};
+
+use crate::coverage::Coverage;
+use crate::options::Options;
+use crate::rng::Rng;
+use crate::truth::Seen;
+
+pub(crate) const CLUSTER: [u8; 16] = *b"simulated world.";
+pub(crate) const STORE: store::Options = store::Options { arena_bytes: 32 << 20, hash_seed: 7 };
+
+/// When the world begins, in milliseconds since 1970.
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
+
+pub(crate) struct Cell {
+    pub(crate) id: usize,
+    pub(crate) disk: MemDisk,
+    pub(crate) dir: PathBuf,
+    /// Counts starts and ends: what was meant for an earlier life does not arrive.
+    pub(crate) life: u64,
+    pub(crate) running: Option<Running>,
+    /// Its disk was damaged: it may have to stay away for good.
+    pub(crate) is_damaged: bool,
+    /// Refused to start: damage.
+    pub(crate) is_dead: bool,
+    pub(crate) paused_until: u64,
+    pub(crate) sync_us: u64,
+    pub(crate) wall_ms: u64,
+    /// The highest index that was ever durable here.
+    pub(crate) durable: u64,
+}
+
+pub(crate) struct Running {
+    pub(crate) node: Node,
+    pub(crate) writer: Writer,
+    pub(crate) input: Input,
+    pub(crate) turn_is_due: bool,
+    /// What the writer has, and what waits for it.
+    pub(crate) writing: Vec<(Ordinal, Record)>,
+    pub(crate) work: Vec<(Ordinal, Record)>,
+    pub(crate) checkpoint: Option<CheckpointJob>,
+    pub(crate) seen: Seen,
+}
+
+impl Cell {
+    pub(crate) fn new(id: usize, options: &Options) -> Cell {
+        Cell {
+            id,
+            disk: MemDisk::new(),
+            dir: PathBuf::from(format!("n{}", id + 1)),
+            life: 0,
+            running: None,
+            is_damaged: false,
+            is_dead: false,
+            paused_until: 0,
+            sync_us: options.disk.sync_us,
+            wall_ms: START_MS,
+            durable: 0,
+        }
+    }
+
+    pub(crate) fn init(&self, options: &Options) -> Result<(), String> {
+        let members = (1..=options.nodes as u64).map(NodeId);
+        let opening = self.open_options(options);
+        node::init(&opening, &Membership::of(members)).map_err(|error| error.to_string())
+    }
+
+    /// Starts the node; false if it refuses because of damage, or for want of room for now.
+    pub(crate) fn start(
+        &mut self,
+        options: &Options,
+        coverage: &mut Coverage,
+    ) -> Result<bool, String> {
+        self.life += 1;
+        let opened = match node::open(self.open_options(options)) {
+            Ok(opened) => opened,
+            Err(node::Error::Log(wal::Error::NoSpace { .. })) => {
+                coverage.count("recovery: no room");
+                self.disk.kill();
+                return Ok(false);
+            }
+            Err(
+                node::Error::Log(wal::Error::Disk(_))
+                | node::Error::Snapshot(store::Error::Disk(_)),
+            ) => {
+                coverage.count("recovery: the disk failed");
+                self.disk.kill();
+                return Ok(false);
+            }
+            Err(error) if self.is_damaged => {
+                coverage.count("recovery: refused damage");
+                self.is_dead = true;
+                let _ = error;
+                return Ok(false);
+            }
+            Err(error) => return Err(format!("n{} does not start: {error}", self.id + 1)),
+        };
+        let is_torn = opened.notes.iter().any(|note| !note.contains(".snap"));
+        let is_older = opened.notes.iter().any(|note| note.contains(".snap"));
+        coverage.count(match (is_torn, is_older) {
+            (_, true) => "recovery: older snapshot taken",
+            (true, _) => "recovery: torn end cut",
+            (false, false) => "recovery: clean",
+        });
+        if opened.node.newest_snapshot().is_some() {
+            coverage.count("recovery: snapshot and log");
+        }
+        self.durable = self.durable.max(opened.node.core().durable_index().0);
+        self.running = Some(Running {
+            node: opened.node,
+            writer: opened.writer,
+            input: Input::default(),
+            turn_is_due: false,
+            writing: Vec::new(),
+            work: Vec::new(),
+            checkpoint: None,
+            seen: Seen::default(),
+        });
+        Ok(true)
+    }
+
+    /// The process ends; with `power` the disk forgets what was not synced, as chance will have it. A sector that is
+    /// torn is damage: the log assumes that there are none, and refuses what it cannot explain.
+    pub(crate) fn crash(
+        &mut self,
+        power: bool,
+        may_tear: bool,
+        rng: &mut Rng,
+        coverage: &mut Coverage,
+    ) {
+        let Some(mut running) = self.running.take() else { return };
+        self.life += 1;
+        if power && !running.writing.is_empty() && rng.coin() {
+            coverage.count("crash: between two changes of the disk");
+            self.disk.cut_power_after(rng.below(6));
+            // Fails part of the way, or just not: nobody hears of it any more.
+            let _ = running.writer.write_and_sync(std::mem::take(&mut running.writing));
+        }
+        drop(running);
+        if !power {
+            self.disk.kill();
+            return;
+        }
+        let keep_names = rng.coin();
+        if !keep_names {
+            coverage.count("disk: name not synced was lost");
+        }
+        let survivors = *rng.pick(&[0, 300, 1000]);
+        let tears = may_tear && rng.permille(300);
+        let is_damaged = &mut self.is_damaged;
+        self.disk.crash_with(keep_names, |_, _| {
+            if rng.permille(survivors) {
+                coverage.count("disk: sector kept");
+                Fate::Kept
+            } else if tears && rng.permille(300) {
+                coverage.count("disk: sector torn");
+                *is_damaged = true;
+                Fate::Torn(rng.below(512) as usize)
+            } else {
+                coverage.count("disk: sector lost");
+                Fate::Lost
+            }
+        });
+    }
+
+    pub(crate) fn snapshots(&self) -> snapshot::Dir {
+        node::snapshots_dir(&self.any_disk(), &self.dir)
+    }
+
+    fn any_disk(&self) -> Arc<dyn Disk> {
+        Arc::new(self.disk.clone())
+    }
+
+    fn open_options(&self, options: &Options) -> OpenOptions {
+        let protocol = &options.protocol;
+        let id = NodeId(self.id as u64 + 1);
+        let salt_seed = options.seed ^ (self.life << 8) ^ self.id as u64;
+        OpenOptions {
+            dir: self.dir.clone(),
+            disk: self.any_disk(),
+            identity: wal::Identity { cluster: CLUSTER, node: id },
+            log: wal::Options {
+                segment_bytes: options.disk.segment_bytes,
+                io: options.disk.io,
+                prepare_on_thread: false,
+                salt_seed,
+            },
+            store: STORE,
+            raft: Config {
+                id,
+                election_ticks: protocol.election_ticks,
+                heartbeat_ticks: protocol.heartbeat_ticks,
+                seed: salt_seed,
+                append_bytes_max: protocol.append_bytes_max,
+                append_entries_max: protocol.append_entries_max,
+                window_bytes_max: protocol.window_bytes_max,
+                uncommitted_bytes_max: protocol.uncommitted_bytes_max,
+            },
+            about: About {
+                name: format!("n{}", self.id + 1),
+                cluster: "simulated".to_owned(),
+                members: Vec::new(),
+                value_bytes_max: 1 << 20,
+                store_bytes_max: 16 << 20,
+                snapshot_log_bytes: protocol.snapshot_log_bytes,
+            },
+        }
+    }
+}
+
+impl Cell {
+    /// The process, if it is still the one that was meant.
+    pub(crate) fn alive(&mut self, life: u64) -> Option<&mut Running> {
+        let is_same = self.life == life;
+        self.running.as_mut().filter(|_| is_same)
+    }
+}

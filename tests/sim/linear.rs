@@ -1,0 +1,166 @@
+//! Is a history of one key linearizable? The search of Wing and Gong with Lowe's memory of visited states: take any
+//! operation that nothing else ended before it began, check its answer against the value so far, go on with the rest.
+
+use std::collections::HashSet;
+
+/// What was done to the key, and what came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Put(Vec<u8>),
+    Append(Vec<u8>),
+    Delete,
+    Get(Option<Vec<u8>>),
+}
+
+/// One operation; times are any numbers that order events.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) begin: u64,
+    /// `u64::MAX` if nobody knows: it may happen any time later.
+    pub(crate) end: u64,
+    pub(crate) action: Action,
+    /// Whether it may also never happen.
+    pub(crate) optional: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Linearizable,
+    Not,
+    /// More states than the budget; no answer, which is a failure too.
+    OverBudget,
+}
+
+/// How far a search is: what is done, and the value that it left.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    /// In the order of their begins, all before this one are done,
+    frontier: usize,
+    /// but for these: no more than there are clients.
+    skipped: Vec<usize>,
+    value: Option<Vec<u8>>,
+}
+
+impl State {
+    /// What may come next: whoever begins after another has ended cannot go before it.
+    fn next(&self, operations: &[Operation]) -> Vec<usize> {
+        let mut next = self.skipped.clone();
+        let mut first_end = next.iter().map(|&i| operations[i].end).min().unwrap_or(u64::MAX);
+        for (i, operation) in operations.iter().enumerate().skip(self.frontier) {
+            if operation.begin > first_end {
+                break;
+            }
+            next.push(i);
+            first_end = first_end.min(operation.end);
+        }
+        next.retain(|&i| operations[i].begin <= first_end);
+        next
+    }
+
+    /// This state after one operation more, if its answer fits.
+    fn after(&self, i: usize, operation: &Operation) -> Option<State> {
+        let value = operation.action.after(self.value.as_deref())?;
+        let mut skipped = self.skipped.clone();
+        skipped.retain(|&other| other != i);
+        skipped.extend(self.frontier..i);
+        Some(State { frontier: self.frontier.max(i + 1), skipped, value })
+    }
+}
+
+/// Whether some order of `operations` explains all answers; looks at so many states for each operation at most.
+pub(crate) fn check(operations: &[Operation], states_each: usize) -> Verdict {
+    let mut operations = operations.to_vec();
+    operations.sort_by_key(|operation| operation.begin);
+    let budget = states_each * (operations.len() + 1);
+    let mut seen = HashSet::new();
+    let mut stack = vec![State { frontier: 0, skipped: Vec::new(), value: None }];
+    while let Some(state) = stack.pop() {
+        let mut next = state.next(&operations);
+        if next.iter().all(|&i| operations[i].optional) {
+            return Verdict::Linearizable;
+        }
+        if seen.len() >= budget {
+            return Verdict::OverBudget;
+        }
+        // The stack gives the last first: whoever ends first is the best guess.
+        next.sort_by_key(|&i| std::cmp::Reverse(operations[i].end));
+        let states = next.into_iter().filter_map(|i| state.after(i, &operations[i]));
+        for state in states {
+            if seen.insert(state.clone()) {
+                stack.push(state);
+            }
+        }
+    }
+    Verdict::Not
+}
+
+impl Action {
+    /// The key's value after this; `None` if the answer cannot be.
+    fn after(&self, before: Option<&[u8]>) -> Option<Option<Vec<u8>>> {
+        match self {
+            Action::Put(value) => Some(Some(value.clone())),
+            Action::Append(value) => Some(Some([before.unwrap_or_default(), value].concat())),
+            Action::Delete => Some(None),
+            Action::Get(value) => (value.as_deref() == before).then(|| before.map(<[u8]>::to_vec)),
+        }
+    }
+}
+
+/// Compares the search with trying every order, on small random histories of which about half are wrong.
+pub(crate) fn self_test(histories: u64) -> Result<(), String> {
+    let mut rng = crate::rng::Rng::new(4711);
+    let (mut right, mut wrong) = (0, 0);
+    for _ in 0..histories {
+        let operations: Vec<_> = (0..rng.between(1, 5))
+            .map(|i| {
+                let begin = rng.below(12);
+                let optional = rng.permille(200);
+                let token = vec![b'a' + i as u8];
+                let action = match rng.below(5) {
+                    0 => Action::Put(token),
+                    1 => Action::Append(token),
+                    2 => Action::Delete,
+                    _ if optional => Action::Delete,
+                    _ => {
+                        let values: [&[u8]; 5] = [b"", b"a", b"b", b"c", b"ab"];
+                        let value = rng.pick(&values).to_vec();
+                        Action::Get(Some(value).filter(|value| !value.is_empty()))
+                    }
+                };
+                let end = if optional { u64::MAX } else { begin + 1 + rng.below(6) };
+                Operation { begin, end, action, optional }
+            })
+            .collect();
+        let expected = brute(&operations, &mut Vec::new(), None);
+        let got = check(&operations, 1 << 12);
+        let agrees = got == if expected { Verdict::Linearizable } else { Verdict::Not };
+        if !agrees {
+            return Err(format!(
+                "the checker says {got:?}, every order says {expected}: {operations:#?}"
+            ));
+        }
+        if expected { right += 1 } else { wrong += 1 }
+    }
+    if right == 0 || wrong == 0 {
+        return Err(format!("the histories were all alike: {right} right, {wrong} wrong"));
+    }
+    Ok(())
+}
+
+/// Every order of every choice of optional operations.
+fn brute(operations: &[Operation], order: &mut Vec<usize>, value: Option<&[u8]>) -> bool {
+    let open: Vec<_> = (0..operations.len()).filter(|i| !order.contains(i)).collect();
+    if open.iter().all(|&i| operations[i].optional) {
+        return true;
+    }
+    open.iter().any(|&i| {
+        let may_be_next = open.iter().all(|&j| operations[j].end >= operations[i].begin);
+        let Some(next) = operations[i].action.after(value).filter(|_| may_be_next) else {
+            return false;
+        };
+        order.push(i);
+        let explains = brute(operations, order, next.as_deref());
+        order.pop();
+        explains
+    })
+}

@@ -1,0 +1,602 @@
+//! The simulated world of one seed: time, events, and everything that they change.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use bytes::Bytes;
+use quicraft::node::{self, Output, ReceivedSnapshot, Replies, ReplyTo, Request, Sent, SnapshotAt};
+use quicraft::proto::client::Reply;
+use quicraft::proto::command::Outcome;
+use quicraft::raft::{Body, Index, Message, NodeId, RoleKind, Term};
+use quicraft::store::{self, Pace, Range, Reader, Store};
+use quicraft::wal::Batch;
+use quicraft::{proto, wal};
+
+use crate::cell::{CLUSTER, Cell, STORE};
+use crate::clients::{Answer, Client, Next};
+use crate::coverage::Coverage;
+use crate::history::{self, Record};
+use crate::network::Network;
+use crate::options::Options;
+use crate::rng::Rng;
+use crate::truth::{Broken, Truth};
+
+pub(crate) struct World {
+    pub(crate) options: Options,
+    pub(crate) rng: Rng,
+    pub(crate) now: u64,
+    queue: BinaryHeap<Reverse<Due>>,
+    next_event: u64,
+    pub(crate) cells: Vec<Cell>,
+    pub(crate) network: Network,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) keys: Vec<Vec<u8>>,
+    pub(crate) records: Vec<Record>,
+    next_request: u64,
+    pub(crate) truth: Truth,
+    pub(crate) coverage: Coverage,
+    /// A hash of everything that happened.
+    pub(crate) trace: u64,
+    pub(crate) events: u64,
+    /// No more faults: there must be progress.
+    pub(crate) is_calm: bool,
+}
+
+struct Due {
+    at: u64,
+    number: u64,
+    event: Event,
+}
+
+pub(crate) enum Event {
+    Tick {
+        node: usize,
+        life: u64,
+    },
+    Turn {
+        node: usize,
+        life: u64,
+    },
+    Deliver {
+        to: usize,
+        bytes: Bytes,
+    },
+    Synced {
+        node: usize,
+        life: u64,
+    },
+    Checkpointed {
+        node: usize,
+        life: u64,
+    },
+    SnapshotArrives {
+        from: usize,
+        term: Term,
+        to: usize,
+        bytes: Vec<u8>,
+        life: u64,
+    },
+    SnapshotReported {
+        node: usize,
+        to: usize,
+        sent: Sent,
+        life: u64,
+    },
+    Hear {
+        client: usize,
+        request: u64,
+        answer: Answer,
+    },
+    Ask {
+        client: usize,
+        request: u64,
+    },
+    Nemesis,
+    Start {
+        node: usize,
+    },
+    /// A full disk has room again.
+    Free {
+        node: usize,
+    },
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Due) -> bool {
+        (self.at, self.number) == (other.at, other.number)
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Due) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Due) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+impl World {
+    pub(crate) fn new(options: Options) -> Result<World, Broken> {
+        let mut rng = Rng::new(options.seed ^ 0x5157);
+        let cells: Vec<_> = (0..options.nodes).map(|id| Cell::new(id, &options)).collect();
+        let clients = (0..options.clients)
+            .map(|_| Client::new(rng.below(options.nodes as u64) as usize))
+            .collect();
+        let mut world = World {
+            network: Network::new(options.net.clone(), options.nodes),
+            rng,
+            now: 0,
+            queue: BinaryHeap::new(),
+            next_event: 0,
+            cells,
+            clients,
+            keys: (0..options.keys).map(|key| format!("key{key}").into_bytes()).collect(),
+            records: Vec::new(),
+            next_request: 1,
+            truth: Truth::default(),
+            coverage: Coverage::default(),
+            trace: 0,
+            events: 0,
+            is_calm: false,
+            options,
+        };
+        world.coverage.count(size_name(world.options.nodes));
+        for node in 0..world.cells.len() {
+            world.cells[node].init(&world.options)?;
+            world.start(node)?;
+        }
+        for client in 0..world.clients.len() {
+            world.schedule(1000, Event::Ask { client, request: 0 });
+        }
+        world.schedule(world.options.nemesis_us, Event::Nemesis);
+        Ok(world)
+    }
+
+    pub(crate) fn schedule(&mut self, delay: u64, event: Event) {
+        self.schedule_at(self.now + delay, event);
+    }
+
+    fn schedule_at(&mut self, at: u64, event: Event) {
+        self.next_event += 1;
+        self.queue.push(Reverse(Due { at, number: self.next_event, event }));
+    }
+
+    /// Goes on to the next event.
+    pub(crate) fn step(&mut self) -> Result<(), Broken> {
+        let Reverse(due) = self.queue.pop().expect("ticks never end");
+        self.now = due.at;
+        self.events += 1;
+        self.note(due.number ^ due.at << 20);
+        match due.event {
+            Event::Tick { node, life } => self.tick(node, life),
+            Event::Turn { node, life } => self.turn(node, life)?,
+            Event::Deliver { to, bytes } => self.deliver(to, bytes)?,
+            Event::Synced { node, life } => self.synced(node, life)?,
+            Event::Checkpointed { node, life } => self.checkpointed(node, life),
+            Event::SnapshotArrives { from, term, to, bytes, life } => {
+                let sent = self.take_snapshot((from, term), to, &bytes);
+                self.coverage.count(match sent {
+                    Sent::Arrived(_) => "snapshot: installed",
+                    Sent::Damaged => "snapshot: arrived damaged",
+                    Sent::Lost => "snapshot: failed to arrive",
+                });
+                self.schedule(100, Event::SnapshotReported { node: from, to, sent, life });
+            }
+            Event::SnapshotReported { node, to, sent, life } => {
+                if let Some(running) = self.cells[node].alive(life) {
+                    running.input.snapshots_sent.push((NodeId(to as u64 + 1), sent));
+                    self.wake(node, 10);
+                }
+            }
+            Event::Hear { client, request, answer } => self.hear(client, request, &answer)?,
+            Event::Ask { client, request } => self.ask(client, request),
+            Event::Nemesis => {
+                if !self.is_calm {
+                    self.act()?;
+                    let wait = self.rng.spread(self.options.nemesis_us);
+                    self.schedule(wait, Event::Nemesis);
+                }
+            }
+            Event::Start { node } => self.start(node)?,
+            Event::Free { node } => self.cells[node].disk.set_capacity(None),
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, what: u64) {
+        self.trace = (self.trace ^ what).wrapping_mul(0x0100_0000_01B3).rotate_left(23);
+    }
+
+    pub(crate) fn start(&mut self, node: usize) -> Result<(), Broken> {
+        let cell = &mut self.cells[node];
+        if cell.running.is_some() || cell.is_dead {
+            return Ok(());
+        }
+        if cell.start(&self.options, &mut self.coverage)? {
+            let life = cell.life;
+            self.schedule(0, Event::Tick { node, life });
+        } else if !self.cells[node].is_dead {
+            self.restart_later(node);
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, node: usize, life: u64) {
+        let wait = TICK_US * 1000 / self.options.clock_permille[node];
+        let now = self.now;
+        let cell = &mut self.cells[node];
+        let paused_until = cell.paused_until;
+        cell.wall_ms += TICK_US / 1000;
+        let Some(running) = cell.alive(life) else { return };
+        running.input.ticks += 1;
+        if running.writing.is_empty() && running.work.is_empty() && self.rng.permille(50) {
+            // The sync thread has nothing to do.
+            match running.writer.idle() {
+                Ok(report) => running.input.persisted.extend(report),
+                Err(_) => {
+                    self.crash(node, false);
+                    return self.restart_later(node);
+                }
+            }
+        }
+        self.wake(node, 0);
+        // A paused process gets one tick when it goes on, as the driver's ticker does.
+        self.schedule_at((now + wait).max(paused_until), Event::Tick { node, life });
+    }
+
+    fn wake(&mut self, node: usize, delay: u64) {
+        let (life, paused_until) = (self.cells[node].life, self.cells[node].paused_until);
+        let Some(running) = &mut self.cells[node].running else { return };
+        if !running.turn_is_due {
+            running.turn_is_due = true;
+            let at = (self.now + delay).max(paused_until);
+            self.schedule_at(at, Event::Turn { node, life });
+        }
+    }
+
+    fn turn(&mut self, at: usize, life: u64) -> Result<(), Broken> {
+        if self.cells[at].paused_until > self.now {
+            let until = self.cells[at].paused_until;
+            self.schedule_at(until, Event::Turn { node: at, life });
+            return Ok(());
+        }
+        let wall_ms = self.cells[at].wall_ms;
+        let Some(running) = self.cells[at].alive(life) else { return Ok(()) };
+        running.turn_is_due = false;
+        running.input.now_ms = wall_ms;
+        let mut output = Output::default();
+        running.node.step_in(&mut running.input, &mut output);
+        running.work.append(&mut output.log_work);
+        let messages = std::mem::take(&mut output.messages);
+        let send_snapshots = std::mem::take(&mut output.send_snapshots);
+        let mut answers = Answers::default();
+        running.node.step_out(&mut output, &mut answers);
+        let checkpoint = output.checkpoint.take();
+        let has_checkpoint = checkpoint.is_some();
+        if has_checkpoint {
+            running.checkpoint = checkpoint;
+        }
+        if output.again {
+            self.wake(at, 1);
+        }
+        if has_checkpoint {
+            let wait = self.rng.spread(20_000);
+            self.schedule(wait, Event::Checkpointed { node: at, life });
+        }
+        self.write(at);
+        if let Some((peer, index)) = output.contradictions.first() {
+            return Err(format!("n{}: {peer} contradicts what is committed at {index}", at + 1));
+        }
+        for (message, batches) in messages {
+            self.send(&message, &batches);
+        }
+        for to in send_snapshots {
+            self.send_snapshot(at, to.0 as usize - 1, life);
+        }
+        self.check(at, &answers)?;
+        for (to, answer) in answers.0 {
+            self.answer(to, answer);
+        }
+        if output.failure.is_some() {
+            // What is committed cannot be read back: damage, met while running.
+            if !self.cells[at].is_damaged {
+                return Err(format!("n{}: {:?}", at + 1, output.failure));
+            }
+            self.crash(at, false);
+            self.restart_later(at);
+        }
+        Ok(())
+    }
+
+    /// All checks after a turn.
+    fn check(&mut self, at: usize, answers: &Answers) -> Result<(), Broken> {
+        let Some(running) = &mut self.cells[at].running else { return Ok(()) };
+        let (node, seen) = (&running.node, &mut running.seen);
+        let durable = node.core().durable_index().0;
+        self.truth.check(at, node, seen, &mut self.coverage)?;
+        self.cells[at].durable = self.cells[at].durable.max(durable);
+        for revision in answers.1.iter().copied() {
+            let holders = self.cells.iter().filter(|cell| cell.durable >= revision).count();
+            self.coverage.count("check: write acknowledged by a majority of disks");
+            if holders <= self.cells.len() / 2 {
+                return Err(format!(
+                    "n{}: revision {revision} is acknowledged and durable on {holders} nodes only",
+                    at + 1
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the writer what waits, if it has nothing.
+    fn write(&mut self, node: usize) {
+        let cell = &mut self.cells[node];
+        let (sync_us, life) = (cell.sync_us, cell.life);
+        let Some(running) = &mut cell.running else { return };
+        if running.writing.is_empty() && !running.work.is_empty() {
+            running.writing = std::mem::take(&mut running.work);
+            let wait = self.rng.spread(sync_us);
+            self.schedule(wait, Event::Synced { node, life });
+        }
+    }
+
+    fn synced(&mut self, node: usize, life: u64) -> Result<(), Broken> {
+        let Some(running) = self.cells[node].alive(life) else { return Ok(()) };
+        let work = std::mem::take(&mut running.writing);
+        match running.writer.write_and_sync(work) {
+            Ok(persisted) => {
+                running.input.persisted.push(persisted);
+                self.wake(node, 5);
+                self.write(node);
+            }
+            Err(error) => {
+                let is_full = matches!(error, wal::Error::NoSpace { .. });
+                self.coverage.count(if is_full {
+                    "disk: full in mid-write"
+                } else {
+                    "disk: sync failed"
+                });
+                let power = self.rng.coin();
+                self.crash(node, power);
+                self.restart_later(node);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn crash(&mut self, node: usize, power: bool) {
+        let may_tear = self.may_damage(node);
+        self.cells[node].crash(power, may_tear, &mut self.rng, &mut self.coverage);
+    }
+
+    pub(crate) fn restart_later(&mut self, node: usize) {
+        let wait = self.rng.between(1000, 500_000);
+        self.schedule(wait, Event::Start { node });
+    }
+
+    fn send(&mut self, message: &Message, batches: &[Batch]) {
+        self.coverage.count(message_name(&message.body));
+        let (from, to) = (message.from.0 as usize - 1, message.to.0 as usize - 1);
+        let (now, rng) = (self.now, &mut self.rng);
+        let arrivals = self.network.arrivals((from, to), now, rng, &mut self.coverage);
+        if arrivals.is_empty() {
+            return;
+        }
+        // Through the wire's own encoding, as between processes.
+        let mut bytes = Vec::new();
+        proto::peer::encode_message(message, &mut bytes);
+        for batch in batches {
+            bytes.extend_from_slice(&batch.bytes());
+        }
+        self.note(u64::from(crc32fast::hash(&bytes)));
+        let bytes = Bytes::from(bytes);
+        for at in arrivals {
+            self.schedule_at(at, Event::Deliver { to, bytes: bytes.clone() });
+        }
+    }
+
+    fn deliver(&mut self, to: usize, bytes: Bytes) -> Result<(), Broken> {
+        let Some(running) = &mut self.cells[to].running else { return Ok(()) };
+        let decoded = node::decode_message(&bytes).map_err(|error| error.to_string())?;
+        running.input.messages.push(decoded);
+        let wait = self.rng.below(100);
+        self.wake(to, wait);
+        Ok(())
+    }
+
+    fn checkpointed(&mut self, node: usize, life: u64) {
+        let cell = &mut self.cells[node];
+        let dir = cell.snapshots();
+        let Some(running) = cell.alive(life) else { return };
+        let Some(job) = running.checkpoint.take() else { return };
+        let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
+        if done.is_some() {
+            self.coverage.count("snapshot: written");
+        }
+        let running = self.cells[node].alive(life).expect("it ran a moment ago");
+        running.input.checkpoints.push(done);
+        self.wake(node, 5);
+    }
+
+    fn send_snapshot(&mut self, from: usize, to: usize, life: u64) {
+        let cell = &self.cells[from];
+        let Some(term) = cell.running.as_ref().map(|running| running.node.term()) else { return };
+        let newest = cell.snapshots().list().ok().and_then(|all| all.into_iter().next());
+        let bytes = newest.and_then(|(_, path)| cell.disk.dump(&path));
+        let breaks = self.network.is_cut(from, to) || self.rng.permille(100);
+        let wait = self.rng.spread(50_000);
+        match bytes.filter(|_| !breaks) {
+            Some(bytes) => {
+                self.schedule(wait, Event::SnapshotArrives { from, term, to, bytes, life });
+            }
+            None => {
+                self.coverage.count("snapshot: failed to arrive");
+                let event = Event::SnapshotReported { node: from, to, sent: Sent::Lost, life };
+                self.schedule(wait, event);
+            }
+        }
+    }
+
+    fn take_snapshot(&mut self, (from, term): (usize, Term), to: usize, bytes: &[u8]) -> Sent {
+        let cell = &mut self.cells[to];
+        let dir = cell.snapshots();
+        let Some(running) = cell.running.as_mut() else { return Sent::Lost };
+        let load = || {
+            let mut incoming = store::Incoming::create(&dir)?;
+            incoming.write(bytes)?;
+            Store::load(&dir, &incoming.finish(&CLUSTER)?, STORE)
+        };
+        let (store, meta) = match load() {
+            Ok(loaded) => loaded,
+            Err(store::Error::Corrupt { .. }) => return Sent::Damaged,
+            Err(_) => return Sent::Lost,
+        };
+        let membership = proto::decode(&meta.membership, "membership").expect("it was verified");
+        let at = SnapshotAt { index: meta.index, term: meta.term };
+        let from = NodeId(from as u64 + 1);
+        let received = ReceivedSnapshot { from, term, at, membership, store };
+        running.input.snapshots_received.push(received);
+        self.wake(to, 5);
+        Sent::Arrived(meta.index)
+    }
+
+    fn ask(&mut self, number: usize, request: u64) {
+        let client = &mut self.clients[number];
+        if request < client.first_request {
+            return;
+        }
+        if request > 0 && request == client.first_request && !client.is_idle() {
+            // Nothing came in answer to the last sending.
+            let next = client.time_out(self.cells.len(), self.is_calm, &mut self.rng);
+            if matches!(next, Next::Rest) {
+                let request = self.new_request(number);
+                return self
+                    .schedule(self.options.think_us, Event::Ask { client: number, request });
+            }
+        }
+        if client.is_idle() {
+            if self.is_calm && std::mem::replace(&mut client.has_asked_last, true) {
+                return;
+            }
+            self.truth.moment += 1;
+        }
+        let (keys, records) = (&self.keys, &mut self.records);
+        let body = client.ask(self.truth.moment, number, keys, records, &mut self.rng);
+        let target = client.target;
+        let request = self.new_request(number);
+        if let Some(running) = &mut self.cells[target].running {
+            let reply_to = ReplyTo { stream: number as u64, request_id: request };
+            running.input.requests.push(Request { reply_to, body });
+            let wait = self.rng.spread(self.options.net.delay_us);
+            self.wake(target, wait);
+        }
+        let patience = self.rng.between(50_000, 800_000);
+        self.schedule(patience, Event::Ask { client: number, request });
+    }
+
+    fn new_request(&mut self, client: usize) -> u64 {
+        self.next_request += 1;
+        self.clients[client].first_request = self.next_request;
+        self.next_request
+    }
+
+    fn answer(&mut self, to: ReplyTo, answer: Answer) {
+        if self.rng.permille(self.options.net.loss / 3) && !self.is_calm {
+            self.coverage.count("answer: lost on its way");
+            return;
+        }
+        let (client, request) = (to.stream as usize, to.request_id);
+        let wait = self.rng.spread(self.options.net.delay_us);
+        self.schedule(wait, Event::Hear { client, request, answer });
+    }
+
+    fn hear(&mut self, number: usize, request: u64, answer: &Answer) -> Result<(), Broken> {
+        let client = &mut self.clients[number];
+        if request < client.first_request {
+            return Ok(());
+        }
+        self.truth.moment += 1;
+        let (records, nodes) = (&mut self.records, self.cells.len());
+        let next = client.hear(
+            self.truth.moment,
+            answer,
+            records,
+            nodes,
+            &mut self.rng,
+            &mut self.coverage,
+        )?;
+        let wait = match next {
+            Next::Rest => self.rng.spread(self.options.think_us),
+            Next::Again => self.rng.spread(20_000),
+        };
+        let request = self.new_request(number);
+        // A number of its own, so that it is not taken for a timeout.
+        self.clients[number].first_request = request + 1;
+        self.next_request += 1;
+        self.schedule(wait, Event::Ask { client: number, request: request + 1 });
+        Ok(())
+    }
+
+    /// The node that leads in the highest term.
+    pub(crate) fn leader(&self) -> Option<usize> {
+        let leads = |cell: &&Cell| {
+            cell.running.as_ref().is_some_and(|running| running.node.role() == RoleKind::Leader)
+        };
+        let term = |cell: &&Cell| cell.running.as_ref().map(|running| running.node.term());
+        self.cells.iter().filter(leads).max_by_key(term).map(|cell| cell.id)
+    }
+
+    /// All that clients heard, against what was decided.
+    pub(crate) fn check_history(&self) -> Result<(), Broken> {
+        history::check(&self.records, &self.keys, &self.truth.model)
+    }
+}
+
+/// Takes the answers of a turn; beside them the revisions that were acknowledged.
+#[derive(Default)]
+struct Answers(Vec<(ReplyTo, Answer)>, Vec<u64>);
+
+impl Replies for Answers {
+    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
+        if let Reply::Outcome(Outcome::Written { revision, .. }) = reply {
+            self.1.push(*revision);
+        }
+        let mut bytes = Vec::new();
+        proto::encode(reply, &mut bytes);
+        self.0.push((to, Answer::Bytes(bytes)));
+    }
+
+    fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index) {
+        let rows = reader.scan(Range::ALL, at);
+        let rows = rows.map(|row| (row.key.to_vec(), row.value.to_vec())).collect();
+        self.0.push((to, Answer::Scan { at: at.0, rows }));
+    }
+}
+
+fn message_name(body: &Body) -> &'static str {
+    match body {
+        Body::RequestVote { .. } => "message: RequestVote",
+        Body::VoteReply { .. } => "message: VoteReply",
+        Body::AppendEntries { .. } => "message: AppendEntries",
+        Body::Appended { .. } => "message: Appended",
+        Body::AppendRejected { .. } => "message: AppendRejected",
+        Body::Heartbeat { .. } => "message: Heartbeat",
+        Body::HeartbeatReply { .. } => "message: HeartbeatReply",
+        Body::TimeoutNow => "message: TimeoutNow",
+        Body::ReadIndex { .. } => "message: ReadIndex",
+        Body::ReadIndexReply { .. } => "message: ReadIndexReply",
+    }
+}
+
+fn size_name(nodes: usize) -> &'static str {
+    ["size: 1", "size: 2", "size: 3", "size: 4", "size: 5", "size: 6", "size: 7"][nodes - 1]
+}
+
+/// The unit of the core's time.
+pub(crate) const TICK_US: u64 = 10_000;
