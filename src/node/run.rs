@@ -148,11 +148,8 @@ fn run_sync(
     bell: &Bell,
 ) {
     while let Some(work) = slot.take(IDLE) {
-        let result = if work.is_empty() {
-            writer.idle()
-        } else {
-            writer.write_and_sync(work).map(Some)
-        };
+        let result =
+            if work.is_empty() { writer.idle() } else { writer.write_and_sync(work).map(Some) };
         match result {
             Ok(Some(persisted)) => lock(reports).persisted.push(persisted),
             Ok(None) => continue,

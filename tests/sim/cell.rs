@@ -88,7 +88,8 @@ impl Cell {
                 return Ok(false);
             }
             Err(
-                node::Error::Log(wal::Error::Disk(_)) | node::Error::Snapshot(store::Error::Disk(_)),
+                node::Error::Log(wal::Error::Disk(_))
+                | node::Error::Snapshot(store::Error::Disk(_)),
             ) => {
                 coverage.count("recovery: the disk failed");
                 self.disk.kill();

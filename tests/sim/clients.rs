@@ -1,10 +1,10 @@
 //! Clients: each asks one thing at a time, of whichever node it takes for the leader, sends a write again under the same
 //! number until it is answered, and gives up now and then.
 
+use quicraft::node::RequestBody;
 use quicraft::proto;
 use quicraft::proto::client::{Consistency, Refusal, Reply};
 use quicraft::proto::command::{Command, Op, Outcome, SessionId};
-use quicraft::node::RequestBody;
 
 use crate::coverage::Coverage;
 use crate::history::{Record, Told, What};
@@ -38,7 +38,14 @@ pub(crate) enum Next {
 
 impl Client {
     pub(crate) fn new(target: usize) -> Client {
-        Client { session: None, next_seq: 1, asking: None, first_request: 0, target, has_asked_last: false }
+        Client {
+            session: None,
+            next_seq: 1,
+            asking: None,
+            first_request: 0,
+            target,
+            has_asked_last: false,
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -187,7 +194,10 @@ impl Client {
 pub(crate) enum Answer {
     /// A reply as it goes over the wire.
     Bytes(Vec<u8>),
-    Scan { at: u64, rows: Vec<(Vec<u8>, Vec<u8>)> },
+    Scan {
+        at: u64,
+        rows: Vec<(Vec<u8>, Vec<u8>)>,
+    },
 }
 
 fn encoded(command: &Command<'_>) -> RequestBody {

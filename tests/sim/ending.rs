@@ -48,8 +48,7 @@ impl World {
     /// All clients have their answers, and all nodes hold all of it.
     fn is_settled(&self) -> bool {
         let committed = self.truth.committed();
-        let answered =
-            |client: &crate::clients::Client| client.is_idle() && client.has_asked_last;
+        let answered = |client: &crate::clients::Client| client.is_idle() && client.has_asked_last;
         self.clients.iter().all(answered)
             && self.leader().is_some()
             && self.cells.iter().filter(|cell| !cell.is_dead).all(|cell| {
@@ -101,7 +100,8 @@ impl World {
             let running = cell.running.as_ref().expect("it was just started");
             let after = picture(&running.node);
             let same_log = before.1 == after.1 && after.2;
-            let same_vote = before.0.term == after.0.term && before.0.voted_for == after.0.voted_for;
+            let same_vote =
+                before.0.term == after.0.term && before.0.voted_for == after.0.voted_for;
             if !same_log || !same_vote {
                 return Err(format!("n{}: {before:?} became {after:?} on the disk", at + 1));
             }

@@ -2,8 +2,8 @@
 //! later records attest: what exactly the last write before a crash lost cannot be told from a torn one (README).
 
 use crate::cell::START_MS;
-use crate::world::World;
 use crate::truth::Broken;
+use crate::world::World;
 
 /// One bit each in `Options::deeds`.
 #[derive(Clone, Copy, Debug)]

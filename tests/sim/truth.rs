@@ -169,13 +169,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    fn apply(
-        &mut self,
-        index: u64,
-        moment: u64,
-        command: &Command<'_>,
-        coverage: &mut Coverage,
-    ) {
+    fn apply(&mut self, index: u64, moment: u64, command: &Command<'_>, coverage: &mut Coverage) {
         match command {
             Command::Clock { .. } => {}
             Command::OpenSession => {
@@ -226,9 +220,7 @@ impl Model {
 
     /// All keys with their values at a revision, in order.
     pub(crate) fn rows_at(&self, revision: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let row = |key: &Vec<u8>| {
-            Some((key.clone(), self.value_at(key, revision)?.to_vec()))
-        };
+        let row = |key: &Vec<u8>| Some((key.clone(), self.value_at(key, revision)?.to_vec()));
         self.keys.keys().filter_map(row).collect()
     }
 
