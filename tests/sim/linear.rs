@@ -151,7 +151,7 @@ impl Action {
             (Action::Delete, _) => return Some(Value::None),
             (Action::Get(None), Value::None) => return Some(Value::None),
             (Action::Get(Some(got)), Value::Some(before)) if got == before => {
-                return Some(before.clone()).map(Value::Some);
+                return Some(Value::Some(before.clone()));
             }
             (Action::Get(_), _) => return None,
         };
