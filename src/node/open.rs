@@ -170,13 +170,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     snapshots.set_aside(&found.damaged)?;
     let mut hard_state = recovered.hard_state;
     hard_state.commit_index = hard_state.commit_index.max(covered);
-    // A snapshot may be durable before its term is, entries may not: the core takes the snapshot's.
-    if let Some(last_term) = entries.last().map(|meta| meta.term)
-        && hard_state.term < last_term
-    {
-        let reason = format!("the log ends in term {last_term}, after the node's own");
-        return Err(Error::Contradiction { dir: options.dir, reason });
-    }
+    check_terms(&options.dir, hard_state.term, &entries)?;
     let next_read = first_read(options.raft.seed);
     let membership = MembershipAt { index: base.0, membership: snapshot_membership };
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
@@ -197,6 +191,17 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         no_space: false,
     };
     Ok(Opened { node, writer, notes })
+}
+
+/// A snapshot may be durable before its term is, and the core takes that term then. Entries may not.
+fn check_terms(dir: &Path, term: Term, entries: &[EntryMeta]) -> Result<(), Error> {
+    match entries.last() {
+        Some(last) if last.term > term => {
+            let reason = format!("the log ends in term {}, after the node's own", last.term);
+            Err(Error::Contradiction { dir: dir.to_owned(), reason })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Where the snapshots of a data directory are.

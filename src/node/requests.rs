@@ -193,6 +193,9 @@ impl Node {
         let effects = self.step(Event::Propose(sizes), Some(builder.finish()), output);
         match effects.proposal.expect("a proposal is answered in its own step") {
             Ok(first) => {
+                if clock.is_some() {
+                    self.clock_proposed_ms = now_ms;
+                }
                 let first = first.plus(clock.iter().len() as u64);
                 let indexes = (0..).map(|count| first.plus(count));
                 self.proposals.extend(indexes.zip(writes).map(|(index, asked)| {
@@ -220,11 +223,10 @@ impl Node {
     }
 
     /// A clock entry, if the last one is old: sessions end by the log's time.
-    fn maybe_clock(&mut self, now_ms: u64) -> Option<Vec<u8>> {
+    fn maybe_clock(&self, now_ms: u64) -> Option<Vec<u8>> {
         if now_ms < self.clock_proposed_ms + CLOCK_EVERY_MS {
             return None;
         }
-        self.clock_proposed_ms = now_ms;
         let mut bytes = Vec::new();
         proto::encode(&Command::Clock { now_ms }, &mut bytes);
         Some(bytes)

@@ -312,8 +312,15 @@ impl Raft {
     }
 
     pub(super) fn on_heartbeat(&mut self, from: NodeId, commit_index: Index, round: u64) {
-        if let Role::Follower(follower) = &self.role {
-            self.commit_up_to(commit_index.min(follower.verified_index));
+        // The leader names no more than this node has confirmed to it in this term, durably, perhaps
+        // before a restart: a quiet leader would never verify it again.
+        let has_it = commit_index <= self.durability.index();
+        if let Role::Follower(follower) = &mut self.role {
+            if has_it {
+                follower.verified_index = follower.verified_index.max(commit_index);
+            }
+            let agreed = follower.verified_index;
+            self.commit_up_to(commit_index.min(agreed));
         }
         self.send(from, Body::HeartbeatReply { round });
     }

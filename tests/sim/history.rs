@@ -36,9 +36,8 @@ const BUDGET: usize = 5000;
 pub(crate) fn check(records: &[Record], keys: &[Vec<u8>], model: &Model) -> Result<(), Broken> {
     replay(records, model)?;
     for key in keys {
-        let mut operations: Vec<_> =
+        let operations: Vec<_> =
             records.iter().filter_map(|record| operation(record, key, model)).collect();
-        forget_unseen(&mut operations);
         match linear::check(&operations, BUDGET) {
             Verdict::Linearizable => {}
             verdict => {
@@ -51,26 +50,7 @@ pub(crate) fn check(records: &[Record], keys: &[Vec<u8>], model: &Model) -> Resu
     Ok(())
 }
 
-/// Leaves out unknown writes whose bytes no read has seen, and takes all others for certain: the search would try them
-/// at every place in vain.
-fn forget_unseen(operations: &mut Vec<Operation>) {
-    let mut seen = Vec::new();
-    for operation in operations.iter() {
-        if let Action::Get(Some(value)) = &operation.action {
-            seen.extend_from_slice(value);
-        }
-    }
-    let is_seen = |token: &[u8]| seen.windows(token.len()).any(|window| window == token);
-    operations.retain_mut(|operation| {
-        let was_unknown = std::mem::take(&mut operation.optional);
-        match &operation.action {
-            Action::Put(token) | Action::Append(token) => !was_unknown || is_seen(token),
-            Action::Delete | Action::Get(_) => true,
-        }
-    });
-}
-
-/// A record as the search sees it, optional if nobody heard of its end; an unknown write that never happened is none.
+/// A record as the search sees it; an unknown write that never happened is none.
 fn operation(record: &Record, at: &[u8], model: &Model) -> Option<Operation> {
     match (&record.what, &record.end) {
         (What::Write { session, seq, key, action }, end) if key == at => {
@@ -81,12 +61,14 @@ fn operation(record: &Record, at: &[u8], model: &Model) -> Option<Operation> {
                 (Some((end, _)), None) => *end,
                 (None, committed) => committed?,
             };
-            let (action, optional) = (action.clone(), record.end.is_none());
-            Some(Operation { begin: record.begin, end, action, optional })
+            let place = record.end.is_none().then(|| model.written(*session, *seq)).flatten();
+            let place = place.map(|(revision, _)| revision);
+            let action = action.clone();
+            Some(Operation { begin: record.begin, end, action, optional: false, place })
         }
         (What::Get { key }, Some((end, Told::Value(value)))) if key == at => {
             let action = Action::Get(value.clone());
-            Some(Operation { begin: record.begin, end: *end, action, optional: false })
+            Some(Operation { begin: record.begin, end: *end, action, optional: false, place: None })
         }
         _ => None,
     }

@@ -21,6 +21,9 @@ pub(crate) struct Operation {
     pub(crate) action: Action,
     /// Whether it may also never happen.
     pub(crate) optional: bool,
+    /// Operations with a place happened in the order of their places; for those that nobody heard of, whose orders
+    /// would be too many to try.
+    pub(crate) place: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +41,27 @@ struct State {
     frontier: usize,
     /// but for these: no more than there are clients.
     skipped: Vec<usize>,
-    value: Option<Vec<u8>>,
+    value: Value,
+}
+
+/// What the key holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Value {
+    None,
+    Some(Vec<u8>),
+    /// Something that no get ever saw, not even as a beginning: which one makes no difference.
+    Unseen,
 }
 
 impl State {
+    /// Whether only operations are left that may also never happen.
+    fn is_end(&self, operations: &[Operation]) -> bool {
+        let rest = self.skipped.iter().copied().chain(self.frontier..operations.len());
+        rest.into_iter().all(|i| operations[i].optional)
+    }
+
     /// What may come next: whoever begins after another has ended cannot go before it.
-    fn next(&self, operations: &[Operation]) -> Vec<usize> {
+    fn next(&self, operations: &[Operation], before: &[Option<usize>]) -> Vec<usize> {
         let mut next = self.skipped.clone();
         let mut first_end = next.iter().map(|&i| operations[i].end).min().unwrap_or(u64::MAX);
         for (i, operation) in operations.iter().enumerate().skip(self.frontier) {
@@ -53,13 +71,14 @@ impl State {
             next.push(i);
             first_end = first_end.min(operation.end);
         }
-        next.retain(|&i| operations[i].begin <= first_end);
+        let is_done = |i: usize| i < self.frontier && !self.skipped.contains(&i);
+        next.retain(|&i| operations[i].begin <= first_end && before[i].is_none_or(is_done));
         next
     }
 
     /// This state after one operation more, if its answer fits.
-    fn after(&self, i: usize, operation: &Operation) -> Option<State> {
-        let value = operation.action.after(self.value.as_deref())?;
+    fn after(&self, i: usize, operation: &Operation, gets: &[&[u8]]) -> Option<State> {
+        let value = operation.action.after(&self.value, gets)?;
         let mut skipped = self.skipped.clone();
         skipped.retain(|&other| other != i);
         skipped.extend(self.frontier..i);
@@ -73,10 +92,11 @@ pub(crate) fn check(operations: &[Operation], states_each: usize) -> Verdict {
     operations.sort_by_key(|operation| operation.begin);
     let budget = states_each * (operations.len() + 1);
     let mut seen = HashSet::new();
-    let mut stack = vec![State { frontier: 0, skipped: Vec::new(), value: None }];
+    let mut stack = vec![State { frontier: 0, skipped: Vec::new(), value: Value::None }];
+    let (gets, before) = (gets(&operations), before(&operations));
     while let Some(state) = stack.pop() {
-        let mut next = state.next(&operations);
-        if next.iter().all(|&i| operations[i].optional) {
+        let mut next = state.next(&operations, &before);
+        if state.is_end(&operations) {
             return Verdict::Linearizable;
         }
         if seen.len() >= budget {
@@ -84,7 +104,7 @@ pub(crate) fn check(operations: &[Operation], states_each: usize) -> Verdict {
         }
         // The stack gives the last first: whoever ends first is the best guess.
         next.sort_by_key(|&i| std::cmp::Reverse(operations[i].end));
-        let states = next.into_iter().filter_map(|i| state.after(i, &operations[i]));
+        let states = next.into_iter().filter_map(|i| state.after(i, &operations[i], &gets));
         for state in states {
             if seen.insert(state.clone()) {
                 stack.push(state);
@@ -94,9 +114,54 @@ pub(crate) fn check(operations: &[Operation], states_each: usize) -> Verdict {
     Verdict::Not
 }
 
+/// The operation that must be done before each one, by their places.
+fn before(operations: &[Operation]) -> Vec<Option<usize>> {
+    let mut placed: Vec<_> =
+        (0..operations.len()).filter(|&i| operations[i].place.is_some()).collect();
+    placed.sort_by_key(|&i| operations[i].place);
+    let mut before = vec![None; operations.len()];
+    for pair in placed.windows(2) {
+        before[pair[1]] = Some(pair[0]);
+    }
+    before
+}
+
+/// All values that were seen, in order.
+fn gets(operations: &[Operation]) -> Vec<&[u8]> {
+    let mut gets: Vec<_> = operations
+        .iter()
+        .filter_map(|operation| match &operation.action {
+            Action::Get(Some(value)) => Some(&value[..]),
+            _ => None,
+        })
+        .collect();
+    gets.sort_unstable();
+    gets.dedup();
+    gets
+}
+
 impl Action {
     /// The key's value after this; `None` if the answer cannot be.
-    fn after(&self, before: Option<&[u8]>) -> Option<Option<Vec<u8>>> {
+    fn after(&self, before: &Value, gets: &[&[u8]]) -> Option<Value> {
+        let value = match (self, before) {
+            (Action::Put(value), _) => value.clone(),
+            (Action::Append(_), Value::Unseen) => return Some(Value::Unseen),
+            (Action::Append(value), Value::None) => value.clone(),
+            (Action::Append(value), Value::Some(before)) => [&before[..], value].concat(),
+            (Action::Delete, _) => return Some(Value::None),
+            (Action::Get(None), Value::None) => return Some(Value::None),
+            (Action::Get(Some(got)), Value::Some(before)) if got == before => {
+                return Some(Value::Some(before.clone()));
+            }
+            (Action::Get(_), _) => return None,
+        };
+        let next = gets.partition_point(|get| *get < &value[..]);
+        let is_seen = gets.get(next).is_some_and(|get| get.starts_with(&value));
+        Some(if is_seen { Value::Some(value) } else { Value::Unseen })
+    }
+
+    /// The same, without any cleverness.
+    fn plainly_after(&self, before: Option<&[u8]>) -> Option<Option<Vec<u8>>> {
         match self {
             Action::Put(value) => Some(Some(value.clone())),
             Action::Append(value) => Some(Some([before.unwrap_or_default(), value].concat())),
@@ -128,7 +193,7 @@ pub(crate) fn self_test(histories: u64) -> Result<(), String> {
                     }
                 };
                 let end = if optional { u64::MAX } else { begin + 1 + rng.below(6) };
-                Operation { begin, end, action, optional }
+                Operation { begin, end, action, optional, place: None }
             })
             .collect();
         let expected = brute(&operations, &mut Vec::new(), None);
@@ -155,7 +220,7 @@ fn brute(operations: &[Operation], order: &mut Vec<usize>, value: Option<&[u8]>)
     }
     open.iter().any(|&i| {
         let may_be_next = open.iter().all(|&j| operations[j].end >= operations[i].begin);
-        let Some(next) = operations[i].action.after(value).filter(|_| may_be_next) else {
+        let Some(next) = operations[i].action.plainly_after(value).filter(|_| may_be_next) else {
             return false;
         };
         order.push(i);

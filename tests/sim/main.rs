@@ -17,6 +17,8 @@ mod network;
 mod options;
 mod rng;
 mod run;
+mod talk;
+mod transfer;
 mod truth;
 mod world;
 

@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 impl Arguments {
     pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         let mut arguments =
-            Arguments { first: 1, seeds: 300, events: 20_000, threads: 2, single: false };
+            Arguments { first: 1, seeds: SEEDS, events: 20_000, threads: 2, single: false };
         let mut words = words;
         while let Some(word) = words.next() {
             let mut number = || {
@@ -161,4 +161,6 @@ fn run(seed: u64, arguments: &Arguments) -> Result<Outcome, Broken> {
 }
 
 /// With fewer seeds something may not be reached by bad luck.
-const SEEDS_FOR_COVERAGE: u64 = 200;
+const SEEDS_FOR_COVERAGE: u64 = 2000;
+/// Enough to notice what is broken outright; `.ci/run` asks for more.
+const SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 300 };

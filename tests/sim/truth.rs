@@ -159,11 +159,14 @@ impl Truth {
     }
 }
 
+/// A revision and what the key held from then on.
+type Version = (u64, Option<Vec<u8>>);
+
 /// The store as its documentation says, written again with nothing shared: keys with all their versions, and which
 /// write of which client became which revision.
 #[derive(Default)]
 pub(crate) struct Model {
-    keys: BTreeMap<Vec<u8>, Vec<(u64, Option<Vec<u8>>)>>,
+    keys: BTreeMap<Vec<u8>, Vec<Version>>,
     sessions: BTreeMap<u64, BTreeMap<u64, (u64, u64)>>,
     floors: BTreeMap<u64, u64>,
 }

@@ -4,21 +4,19 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use bytes::Bytes;
-use quicraft::node::{self, Output, ReceivedSnapshot, Replies, ReplyTo, Request, Sent, SnapshotAt};
-use quicraft::proto::client::Reply;
-use quicraft::proto::command::Outcome;
-use quicraft::raft::{Body, Index, Message, NodeId, RoleKind, Term};
-use quicraft::store::{self, Pace, Range, Reader, Store};
+use quicraft::node::{self, Output, Sent};
+use quicraft::raft::{Body, Message, NodeId, RoleKind, Term};
 use quicraft::wal::Batch;
 use quicraft::{proto, wal};
 
-use crate::cell::{CLUSTER, Cell, STORE};
-use crate::clients::{Answer, Client, Next};
+use crate::cell::Cell;
+use crate::clients::{Answer, Client};
 use crate::coverage::Coverage;
 use crate::history::{self, Record};
 use crate::network::Network;
 use crate::options::Options;
 use crate::rng::Rng;
+use crate::talk::Answers;
 use crate::truth::{Broken, Truth};
 
 pub(crate) struct World {
@@ -32,7 +30,7 @@ pub(crate) struct World {
     pub(crate) clients: Vec<Client>,
     pub(crate) keys: Vec<Vec<u8>>,
     pub(crate) records: Vec<Record>,
-    next_request: u64,
+    pub(crate) next_request: u64,
     pub(crate) truth: Truth,
     pub(crate) coverage: Coverage,
     /// A hash of everything that happened.
@@ -250,7 +248,7 @@ impl World {
         self.schedule_at((now + wait).max(paused_until), Event::Tick { node, life });
     }
 
-    fn wake(&mut self, node: usize, delay: u64) {
+    pub(crate) fn wake(&mut self, node: usize, delay: u64) {
         let (life, paused_until) = (self.cells[node].life, self.cells[node].paused_until);
         let Some(running) = &mut self.cells[node].running else { return };
         if !running.turn_is_due {
@@ -410,139 +408,6 @@ impl World {
         Ok(())
     }
 
-    fn checkpointed(&mut self, node: usize, life: u64) {
-        let cell = &mut self.cells[node];
-        let dir = cell.snapshots();
-        let Some(running) = cell.alive(life) else { return };
-        let Some(job) = running.checkpoint.take() else { return };
-        let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
-        if done.is_some() {
-            self.coverage.count("snapshot: written");
-        }
-        let running = self.cells[node].alive(life).expect("it ran a moment ago");
-        running.input.checkpoints.push(done);
-        self.wake(node, 5);
-    }
-
-    fn send_snapshot(&mut self, from: usize, to: usize, life: u64) {
-        let cell = &self.cells[from];
-        let Some(term) = cell.running.as_ref().map(|running| running.node.term()) else { return };
-        let newest = cell.snapshots().list().ok().and_then(|all| all.into_iter().next());
-        let bytes = newest.and_then(|(_, path)| cell.disk.dump(&path));
-        let breaks = self.network.is_cut(from, to) || self.rng.permille(100);
-        let wait = self.rng.spread(50_000);
-        match bytes.filter(|_| !breaks) {
-            Some(bytes) => {
-                self.schedule(wait, Event::SnapshotArrives { from, term, to, bytes, life });
-            }
-            None => {
-                self.coverage.count("snapshot: failed to arrive");
-                let event = Event::SnapshotReported { node: from, to, sent: Sent::Lost, life };
-                self.schedule(wait, event);
-            }
-        }
-    }
-
-    fn take_snapshot(&mut self, (from, term): (usize, Term), to: usize, bytes: &[u8]) -> Sent {
-        let cell = &mut self.cells[to];
-        let dir = cell.snapshots();
-        let Some(running) = cell.running.as_mut() else { return Sent::Lost };
-        let load = || {
-            let mut incoming = store::Incoming::create(&dir)?;
-            incoming.write(bytes)?;
-            Store::load(&dir, &incoming.finish(&CLUSTER)?, STORE)
-        };
-        let (store, meta) = match load() {
-            Ok(loaded) => loaded,
-            Err(store::Error::Corrupt { .. }) => return Sent::Damaged,
-            Err(_) => return Sent::Lost,
-        };
-        let membership = proto::decode(&meta.membership, "membership").expect("it was verified");
-        let at = SnapshotAt { index: meta.index, term: meta.term };
-        let from = NodeId(from as u64 + 1);
-        let received = ReceivedSnapshot { from, term, at, membership, store };
-        running.input.snapshots_received.push(received);
-        self.wake(to, 5);
-        Sent::Arrived(meta.index)
-    }
-
-    fn ask(&mut self, number: usize, request: u64) {
-        let client = &mut self.clients[number];
-        if request < client.first_request {
-            return;
-        }
-        if request > 0 && request == client.first_request && !client.is_idle() {
-            // Nothing came in answer to the last sending.
-            let next = client.time_out(self.cells.len(), self.is_calm, &mut self.rng);
-            if matches!(next, Next::Rest) {
-                let request = self.new_request(number);
-                return self
-                    .schedule(self.options.think_us, Event::Ask { client: number, request });
-            }
-        }
-        if client.is_idle() {
-            if self.is_calm && std::mem::replace(&mut client.has_asked_last, true) {
-                return;
-            }
-            self.truth.moment += 1;
-        }
-        let (keys, records) = (&self.keys, &mut self.records);
-        let body = client.ask(self.truth.moment, number, keys, records, &mut self.rng);
-        let target = client.target;
-        let request = self.new_request(number);
-        if let Some(running) = &mut self.cells[target].running {
-            let reply_to = ReplyTo { stream: number as u64, request_id: request };
-            running.input.requests.push(Request { reply_to, body });
-            let wait = self.rng.spread(self.options.net.delay_us);
-            self.wake(target, wait);
-        }
-        let patience = self.rng.between(50_000, 800_000);
-        self.schedule(patience, Event::Ask { client: number, request });
-    }
-
-    fn new_request(&mut self, client: usize) -> u64 {
-        self.next_request += 1;
-        self.clients[client].first_request = self.next_request;
-        self.next_request
-    }
-
-    fn answer(&mut self, to: ReplyTo, answer: Answer) {
-        if self.rng.permille(self.options.net.loss / 3) && !self.is_calm {
-            self.coverage.count("answer: lost on its way");
-            return;
-        }
-        let (client, request) = (to.stream as usize, to.request_id);
-        let wait = self.rng.spread(self.options.net.delay_us);
-        self.schedule(wait, Event::Hear { client, request, answer });
-    }
-
-    fn hear(&mut self, number: usize, request: u64, answer: &Answer) -> Result<(), Broken> {
-        let client = &mut self.clients[number];
-        if request < client.first_request {
-            return Ok(());
-        }
-        self.truth.moment += 1;
-        let (records, nodes) = (&mut self.records, self.cells.len());
-        let next = client.hear(
-            self.truth.moment,
-            answer,
-            records,
-            nodes,
-            &mut self.rng,
-            &mut self.coverage,
-        )?;
-        let wait = match next {
-            Next::Rest => self.rng.spread(self.options.think_us),
-            Next::Again => self.rng.spread(20_000),
-        };
-        let request = self.new_request(number);
-        // A number of its own, so that it is not taken for a timeout.
-        self.clients[number].first_request = request + 1;
-        self.next_request += 1;
-        self.schedule(wait, Event::Ask { client: number, request: request + 1 });
-        Ok(())
-    }
-
     /// The node that leads in the highest term.
     pub(crate) fn leader(&self) -> Option<usize> {
         let leads = |cell: &&Cell| {
@@ -555,27 +420,6 @@ impl World {
     /// All that clients heard, against what was decided.
     pub(crate) fn check_history(&self) -> Result<(), Broken> {
         history::check(&self.records, &self.keys, &self.truth.model)
-    }
-}
-
-/// Takes the answers of a turn; beside them the revisions that were acknowledged.
-#[derive(Default)]
-struct Answers(Vec<(ReplyTo, Answer)>, Vec<u64>);
-
-impl Replies for Answers {
-    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
-        if let Reply::Outcome(Outcome::Written { revision, .. }) = reply {
-            self.1.push(*revision);
-        }
-        let mut bytes = Vec::new();
-        proto::encode(reply, &mut bytes);
-        self.0.push((to, Answer::Bytes(bytes)));
-    }
-
-    fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index) {
-        let rows = reader.scan(Range::ALL, at);
-        let rows = rows.map(|row| (row.key.to_vec(), row.value.to_vec())).collect();
-        self.0.push((to, Answer::Scan { at: at.0, rows }));
     }
 }
 

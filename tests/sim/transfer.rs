@@ -1,0 +1,72 @@
+//! Checkpoints, and snapshots on their way from node to node.
+
+use quicraft::node::{self, ReceivedSnapshot, Sent, SnapshotAt};
+use quicraft::proto;
+use quicraft::raft::{NodeId, Term};
+use quicraft::store::{self, Pace, Store};
+
+use crate::cell::{CLUSTER, STORE};
+use crate::world::{Event, World};
+
+impl World {
+    pub(crate) fn checkpointed(&mut self, node: usize, life: u64) {
+        let cell = &mut self.cells[node];
+        let dir = cell.snapshots();
+        let Some(running) = cell.alive(life) else { return };
+        let Some(job) = running.checkpoint.take() else { return };
+        let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
+        if done.is_some() {
+            self.coverage.count("snapshot: written");
+        }
+        let running = self.cells[node].alive(life).expect("it ran a moment ago");
+        running.input.checkpoints.push(done);
+        self.wake(node, 5);
+    }
+
+    pub(crate) fn send_snapshot(&mut self, from: usize, to: usize, life: u64) {
+        let cell = &self.cells[from];
+        let Some(term) = cell.running.as_ref().map(|running| running.node.term()) else { return };
+        let newest = cell.snapshots().list().ok().and_then(|all| all.into_iter().next());
+        let bytes = newest.and_then(|(_, path)| cell.disk.dump(&path));
+        let breaks = self.network.is_cut(from, to) || self.rng.permille(100);
+        let wait = self.rng.spread(50_000);
+        match bytes.filter(|_| !breaks) {
+            Some(bytes) => {
+                self.schedule(wait, Event::SnapshotArrives { from, term, to, bytes, life });
+            }
+            None => {
+                self.coverage.count("snapshot: failed to arrive");
+                let event = Event::SnapshotReported { node: from, to, sent: Sent::Lost, life };
+                self.schedule(wait, event);
+            }
+        }
+    }
+
+    pub(crate) fn take_snapshot(
+        &mut self,
+        (from, term): (usize, Term),
+        to: usize,
+        bytes: &[u8],
+    ) -> Sent {
+        let cell = &mut self.cells[to];
+        let dir = cell.snapshots();
+        let Some(running) = cell.running.as_mut() else { return Sent::Lost };
+        let load = || {
+            let mut incoming = store::Incoming::create(&dir)?;
+            incoming.write(bytes)?;
+            Store::load(&dir, &incoming.finish(&CLUSTER)?, STORE)
+        };
+        let (store, meta) = match load() {
+            Ok(loaded) => loaded,
+            Err(store::Error::Corrupt { .. }) => return Sent::Damaged,
+            Err(_) => return Sent::Lost,
+        };
+        let membership = proto::decode(&meta.membership, "membership").expect("it was verified");
+        let at = SnapshotAt { index: meta.index, term: meta.term };
+        let from = NodeId(from as u64 + 1);
+        let received = ReceivedSnapshot { from, term, at, membership, store };
+        running.input.snapshots_received.push(received);
+        self.wake(to, 5);
+        Sent::Arrived(meta.index)
+    }
+}
