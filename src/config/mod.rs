@@ -59,7 +59,7 @@ impl Default for Config {
                 client_listen: listen(7001),
                 members: Vec::new(),
                 heartbeat: Duration::from_millis(50),
-                election_timeout: Duration::from_millis(500),
+                election_timeout: Duration::from_millis(300),
                 value_bytes_max: VALUE_BYTES_MAX_DEFAULT,
                 segment_bytes: 64 << 20,
                 snapshot_log_bytes: 256 << 20,
