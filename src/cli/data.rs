@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::failure::Failure;
+use super::member::{self, MemberCommand, NameArgs};
 use super::output::Output;
 use super::scan::{self, ScanArgs};
 use super::status::{self, StatusArgs};
@@ -32,6 +33,11 @@ pub(super) enum DataCommand {
     Scan(ScanArgs),
     /// Show all nodes: roles, indexes, lag, sizes
     Status(StatusArgs),
+    /// Change who takes part: add, promote, remove, list
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Hand leadership to a node
+    Transfer(NameArgs),
 }
 
 /// A key and what to write to it.
@@ -101,6 +107,8 @@ impl DataCommand {
                 }
             }
             DataCommand::Scan(scan) => scan::run(scan, client, output).await?,
+            DataCommand::Member(command) => member::run(&command, client, output).await?,
+            DataCommand::Transfer(args) => member::transfer(&args, client, output).await?,
             DataCommand::Status(status) => status::run(&status, client, output).await?,
         }
         Ok(())

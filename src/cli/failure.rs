@@ -28,6 +28,9 @@ pub(super) enum Failure {
     /// The cluster could not be reached, refused, or left the outcome open.
     #[error("{}", client_text(.0))]
     Client(#[from] Error),
+    /// The cluster did something else than was asked.
+    #[error("{0}")]
+    Refused(String),
     /// Whoever reads the output has gone, which is no error.
     #[error("standard output is closed")]
     OutputClosed,
@@ -48,6 +51,7 @@ impl Failure {
             Failure::OutputClosed => 0,
             Failure::NotFound => 1,
             Failure::Usage(_) | Failure::Output(_) => 2,
+            Failure::Refused(_) => 4,
             Failure::Client(error) => client_code(error),
         }
     }

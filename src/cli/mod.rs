@@ -11,6 +11,8 @@ mod cluster;
 mod data;
 mod failure;
 mod flags;
+mod join;
+mod member;
 mod node;
 mod output;
 mod scan;
@@ -27,6 +29,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use self::data::{DataCommand, DelArgs, GetArgs, PutArgs};
 use self::failure::Failure;
 use self::flags::ClientFlags;
+use self::member::{AddArgs, MemberCommand, NameArgs};
 use self::output::Output;
 use self::scan::ScanArgs;
 use self::status::StatusArgs;
@@ -44,7 +47,7 @@ enum Command {
     /// Run a cluster of real nodes on this machine
     Cluster(cluster::ClusterArgs),
     /// Run one node
-    Node(node::NodeArgs),
+    Node(Box<node::NodeArgs>),
     /// Make and show certificates
     #[command(subcommand)]
     Cert(cert::CertCommand),
@@ -60,6 +63,11 @@ enum Command {
     Scan(OnCluster<ScanArgs>),
     /// Show all nodes: roles, indexes, lag, sizes
     Status(OnCluster<StatusArgs>),
+    /// Change who takes part: add, promote, remove, list
+    #[command(subcommand)]
+    Member(Members),
+    /// Hand leadership to a node
+    Transfer(OnCluster<NameArgs>),
     /// Measure the cluster: operations a second, latencies, CPU per operation
     Bench(OnCluster<bench::BenchArgs>),
     /// Do the same interactively: history, completion, help, timing
@@ -80,6 +88,31 @@ struct OnCluster<T: Args> {
     flags: ClientFlags,
 }
 
+/// [`MemberCommand`], each with the flags of a command that talks to a cluster.
+#[derive(Debug, Subcommand)]
+enum Members {
+    /// Announce a node that will join: it may then be started with `quicraft node --join`
+    Add(OnCluster<AddArgs>),
+    /// Make a learner that is caught up a voter now
+    Promote(OnCluster<NameArgs>),
+    /// Remove a member for ever
+    Remove(OnCluster<NameArgs>),
+    /// Show all members
+    List(OnCluster<Nothing>),
+}
+
+impl Members {
+    fn split(self) -> (ClientFlags, Option<DataCommand>) {
+        let (flags, command) = match self {
+            Members::Add(on) => (on.flags, MemberCommand::Add(on.args)),
+            Members::Promote(on) => (on.flags, MemberCommand::Promote(on.args)),
+            Members::Remove(on) => (on.flags, MemberCommand::Remove(on.args)),
+            Members::List(on) => (on.flags, MemberCommand::List),
+        };
+        (flags, Some(DataCommand::Member(command)))
+    }
+}
+
 #[derive(Debug, Args)]
 struct Nothing {}
 
@@ -87,7 +120,7 @@ struct Nothing {}
 pub fn main() -> ExitCode {
     let (flags, command) = match Cli::parse().command {
         Command::Cluster(args) => return cluster::run(args),
-        Command::Node(args) => return node::run(args),
+        Command::Node(args) => return node::run(*args),
         Command::Cert(command) => return certificates(command),
         Command::Put(on) => (on.flags, Some(DataCommand::Put(on.args))),
         Command::Get(on) => (on.flags, Some(DataCommand::Get(on.args))),
@@ -95,6 +128,8 @@ pub fn main() -> ExitCode {
         Command::Del(on) => (on.flags, Some(DataCommand::Del(on.args))),
         Command::Scan(on) => (on.flags, Some(DataCommand::Scan(on.args))),
         Command::Status(on) => (on.flags, Some(DataCommand::Status(on.args))),
+        Command::Member(members) => members.split(),
+        Command::Transfer(on) => (on.flags, Some(DataCommand::Transfer(on.args))),
         Command::Bench(on) => return ended(bench::run(&on.args, &on.flags)),
         Command::Shell(on) => (on.flags, None),
         Command::Completion { shell } => {

@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::join;
 use crate::config::Config;
 use crate::server;
 
@@ -41,6 +42,12 @@ pub(super) struct NodeArgs {
     /// Makes the data directory of a new cluster's node, once, and ends
     #[arg(long)]
     init: bool,
+    /// Joins a running cluster by way of one of its nodes, unless it is a member already
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "init")]
+    join: Option<String>,
+    /// Joins again after its data was lost: a new member takes the place of the one of this name
+    #[arg(long, conflicts_with = "init")]
+    rejoin: bool,
     /// Stops gracefully when standard input ends, for a supervisor that may die
     #[arg(long, hide = true)]
     stop_on_stdin_eof: bool,
@@ -131,6 +138,8 @@ enum Error {
     #[error("cannot start the runtime: {0}")]
     Runtime(std::io::Error),
     #[error(transparent)]
+    Join(#[from] join::Error),
+    #[error(transparent)]
     Server(#[from] server::Error),
 }
 
@@ -153,6 +162,9 @@ fn serve(args: NodeArgs) -> Result<(), Error> {
     runtime.block_on(async {
         let stdin = args.stop_on_stdin_eof.then(stdin_end);
         let shutdown = shutdown(stdin).map_err(Error::Runtime)?;
+        if args.join.is_some() || args.rejoin {
+            join::join(&config.settings, args.join, args.rejoin).await?;
+        }
         Ok(server::run(config.settings, shutdown).await?)
     })
 }

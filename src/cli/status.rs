@@ -12,8 +12,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value as Json, json};
 
 use super::failure::Failure;
+use super::member;
 use super::output::{Format, Output, human_bytes, terminal_text};
-use crate::client::{Client, NodeStatus, RoleName, Status};
+use crate::client::{Client, MemberKind, NodeStatus, RoleName, Status};
 
 /// How to show the nodes.
 #[derive(Clone, Debug, Args)]
@@ -61,7 +62,7 @@ fn table(nodes: &[NodeStatus]) -> String {
         match &node.status {
             Ok(status) => table.add_row(vec![
                 name,
-                role(status.role).to_owned(),
+                part(node.member.kind, status.role).to_owned(),
                 status.term.to_string(),
                 status.commit_index.to_string(),
                 status.applied_index.to_string(),
@@ -93,6 +94,7 @@ fn json_nodes(nodes: &[NodeStatus]) -> Json {
             "id": node.member.id,
             "name": node.member.name,
             "client_address": node.member.client_address,
+            "kind": member::kind(node.member.kind),
             "reachable": node.status.is_ok(),
         });
         match &node.status {
@@ -133,6 +135,14 @@ fn commit_index(nodes: &[NodeStatus]) -> u64 {
     known.map(|status| status.commit_index).max().unwrap_or(0)
 }
 
+/// What a node is: a learner follows too, and that it has no vote matters more.
+fn part(kind: MemberKind, name: RoleName) -> &'static str {
+    match (kind, name) {
+        (MemberKind::Learner, _) => member::kind(kind),
+        (MemberKind::Voter | MemberKind::Leaving, name) => role(name),
+    }
+}
+
 fn role(role: RoleName) -> &'static str {
     match role {
         RoleName::Follower => "follower",
@@ -145,11 +155,13 @@ fn role(role: RoleName) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::{Error, MemberInfo};
+    use crate::client::{Error, MemberInfo, MemberKind};
 
     fn member(id: u64) -> MemberInfo {
         let client_address = format!("127.0.0.1:700{id}");
-        MemberInfo { id, name: format!("n{id}"), client_address }
+        let peer_address = format!("127.0.0.1:710{id}");
+        let (name, kind) = (format!("n{id}"), MemberKind::Voter);
+        MemberInfo { id, name, client_address, peer_address, kind }
     }
 
     fn nodes() -> Vec<NodeStatus> {

@@ -25,6 +25,7 @@
 
 mod connection;
 mod error;
+mod manage;
 mod retry;
 mod routes;
 mod scan;
@@ -54,7 +55,9 @@ use crate::proto::frame::FrameKind;
 
 pub use self::error::Error;
 pub use self::scan::{Row, ScanEnd, ScanRequest, ScanStream, prefix_end};
-pub use crate::proto::client::{Consistency, MemberInfo, PeerStatus, RoleName, ScanMode, Status};
+pub use crate::proto::client::{
+    Consistency, Manage, MemberInfo, MemberKind, PeerStatus, RoleName, ScanMode, Status,
+};
 
 /// How to reach a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]

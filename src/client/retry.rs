@@ -50,6 +50,8 @@ pub(super) enum Answer {
     Refused(Refusal),
     /// Of a get: ask on a stream of its own.
     Large,
+    /// Of a change of the cluster: the member.
+    Managed(u64),
 }
 
 impl Answer {
@@ -75,6 +77,7 @@ impl Answer {
             Reply::Status(status) => Answer::Status(Box::new(status)),
             Reply::Refused(refusal) => Answer::Refused(refusal),
             Reply::Large => Answer::Large,
+            Reply::Managed { id } => Answer::Managed(id),
         })
     }
 }

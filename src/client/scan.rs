@@ -193,7 +193,8 @@ impl ScanStream {
             | Answer::Value { .. }
             | Answer::NotFound
             | Answer::Status(_)
-            | Answer::Large => {
+            | Answer::Large
+            | Answer::Managed(_) => {
                 self.reader = None;
                 let what = "not rows in answer to a scan".into();
                 return Err(Error::Protocol { node_id: self.node_id, what });

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::proto::client::{Consistency, Reply};
-use crate::raft::{Index, Membership, Message, NodeId, RoleKind, Term};
+use crate::proto::client::{Consistency, Manage, Reply};
+use crate::raft::{Contact, Index, Membership, Message, NodeId, RoleKind, Term};
 use crate::store::{Checkpoint, Reader, Store};
 use crate::wal::{Batch, Ordinal, Persisted, Record};
 
@@ -24,6 +24,8 @@ pub struct Input {
     pub request_bytes: usize,
     /// What the sync thread finished.
     pub persisted: Vec<Persisted>,
+    /// Peers that said how they are reached.
+    pub announced: Vec<(NodeId, Contact)>,
     /// Peers whose connection broke.
     pub unreachable: Vec<NodeId>,
     /// Checkpoints that are durable now; `None` if one failed.
@@ -89,6 +91,8 @@ pub enum RequestBody {
         /// How fresh.
         consistency: Consistency,
     },
+    /// Change the cluster itself.
+    Manage(Manage),
     /// Greet the client.
     Hello,
     /// How is the node?

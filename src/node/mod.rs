@@ -16,6 +16,7 @@
 
 mod apply;
 mod io;
+mod members;
 mod open;
 mod requests;
 pub mod run;
@@ -27,13 +28,15 @@ pub use io::{
     CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
     RequestBody, Sent, SnapshotAt,
 };
-pub use open::{Error, OpenOptions, Opened, init, open, snapshots_dir};
-pub use wire::decode_message;
+pub use open::{Error, OpenOptions, Opened, holds_data, init, init_learner, open, snapshots_dir};
+pub use wire::{check_membership, decode_message};
 
-use crate::proto::client::MemberInfo;
-use crate::raft::{self, Effects, Event, Index, Message, Raft, ReadId, RoleKind, Write, WriteId};
+use crate::raft::{
+    self, Contact, Effects, Event, Index, Message, NodeId, Raft, ReadId, RoleKind, Write, WriteId,
+};
 use crate::store::{Reader, Store};
 use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal};
+use members::WaitingChange;
 use requests::{Growth, Proposal, WaitingRead};
 
 /// What clients are told about this node and its cluster, and its limits.
@@ -43,8 +46,8 @@ pub struct About {
     pub name: String,
     /// The cluster's name.
     pub cluster: String,
-    /// All members.
-    pub members: Vec<MemberInfo>,
+    /// How members are reached that the log does not know, and those that are reached elsewhere now.
+    pub contacts: BTreeMap<NodeId, Contact>,
     /// Longest value that clients may write.
     pub value_bytes_max: usize,
     /// Bytes of the store above which growth is refused.
@@ -70,6 +73,10 @@ pub struct Node {
     reads: BTreeMap<ReadId, Vec<WaitingRead>>,
     /// Reads that wait for the store to reach their index.
     ready: Vec<(Index, Vec<WaitingRead>)>,
+    /// Changes of the membership that are not yet done.
+    changes: Vec<WaitingChange>,
+    /// How often a peer said something new of where it is reached.
+    announcements: u64,
     snapshots: Snapshots,
     /// The last clock entry that this node proposed as leader.
     clock_proposed_ms: u64,
@@ -101,6 +108,9 @@ impl Node {
         for (message, batch) in input.messages.drain(..) {
             self.step(Event::Receive(message), batch, output);
         }
+        for (id, contact) in input.announced.drain(..) {
+            self.on_announced(id, contact);
+        }
         for peer in input.unreachable.drain(..) {
             self.step(Event::Unreachable(peer), None, output);
         }
@@ -119,7 +129,7 @@ impl Node {
             self.step(Event::Tick, None, output);
         }
         if std::mem::take(&mut input.transfer) {
-            self.step(Event::Transfer, None, output);
+            self.step(Event::Transfer(None), None, output);
         }
         self.take_requests(input, output);
         output.log_work.extend(self.log.take_pending());
@@ -128,6 +138,7 @@ impl Node {
     /// Applies what is committed and answers what that allows.
     pub fn step_out(&mut self, output: &mut Output, replies: &mut dyn Replies) {
         self.apply_committed(output, replies);
+        self.answer_changes(replies);
         self.answer_reads(replies);
         self.maybe_checkpoint(output);
     }
@@ -169,6 +180,11 @@ impl Node {
             Write::Noop { index, term } => {
                 let mut builder = BatchBuilder::new(index);
                 builder.push(term, raft::EntryKind::Noop, &[]);
+                self.append(builder.finish())
+            }
+            Write::Membership { index, term, body } => {
+                let mut builder = BatchBuilder::new(index);
+                builder.push(term, raft::EntryKind::Membership, &body);
                 self.append(builder.finish())
             }
             Write::Proposed { first, .. } => {
@@ -220,6 +236,7 @@ impl Node {
             && self.raft.role() != RoleKind::Leader;
         if lost_leadership {
             self.abandon_proposals();
+            self.abandon_changes();
         }
     }
 

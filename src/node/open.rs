@@ -117,12 +117,29 @@ pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error>
     Ok(())
 }
 
+/// Makes the data directory of a node that joins a cluster: its log is empty, and it waits for the leader.
+///
+/// # Errors
+/// As [`init`].
+pub fn init_learner(options: &OpenOptions) -> Result<(), Error> {
+    let wal::Opened { mut log, mut writer, recovered } = open_log(options)?;
+    if !is_blank(&recovered) {
+        return Err(Error::NotEmpty(options.dir.clone()));
+    }
+    snapshots_dir(&options.disk, &options.dir).create()?;
+    // Nobody runs in the term of the first membership, so no vote of it is forgotten here.
+    let term = Term(1);
+    log.save_hard_state(HardState { term, voted_for: None, commit_index: Index(0) });
+    writer.write_and_sync(log.take_pending())?;
+    Ok(())
+}
+
 /// Opens the data directory of a node and recovers what survived.
 ///
 /// # Errors
 /// [`Error`] says what is wrong and what to do; nothing is changed then.
 pub fn open(options: OpenOptions) -> Result<Opened, Error> {
-    if !has_log(&options) {
+    if !holds_data(&*options.disk, &options.dir) {
         return Err(Error::Empty(options.dir));
     }
     let wal::Opened { mut log, mut writer, recovered } = open_log(&options)?;
@@ -186,6 +203,8 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         next_read,
         reads: BTreeMap::new(),
         ready: Vec::new(),
+        changes: Vec::new(),
+        announcements: 0,
         snapshots: Snapshots { newest, log_bytes, ..Snapshots::default() },
         clock_proposed_ms: 0,
         no_space: false,
@@ -217,14 +236,16 @@ fn first_read(seed: u64) -> ReadId {
     ReadId(spread >> 1)
 }
 
-fn has_log(options: &OpenOptions) -> bool {
-    let wal = options.dir.join("wal");
-    options.disk.list(&wal).is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
+/// Whether there is a log in a data directory, good or not.
+pub fn holds_data(disk: &dyn Disk, data: &Path) -> bool {
+    let names = disk.list(&data.join("wal"));
+    names.is_ok_and(|names| names.iter().any(|name| name.ends_with(".wal")))
 }
 
 /// Whether nothing was ever logged: no node ran here, so none has voted or confirmed anything.
 fn is_blank(recovered: &wal::Recovered) -> bool {
-    recovered.entries.is_empty() && recovered.base.0 == Index(0)
+    let has_term = recovered.hard_state.term > Term(0);
+    recovered.entries.is_empty() && recovered.base.0 == Index(0) && !has_term
 }
 
 fn open_log(options: &OpenOptions) -> Result<wal::Opened, Error> {
@@ -238,6 +259,7 @@ fn snapshot_membership(options: &OpenOptions, meta: &SnapshotMeta) -> Result<Mem
         return Err(contradiction(format!("the snapshot at {} is of another cluster", meta.index)));
     }
     proto::decode(&meta.membership, "membership")
+        .and_then(wire::check_membership)
         .map_err(|error| contradiction(format!("the snapshot at {} holds a {error}", meta.index)))
 }
 

@@ -18,13 +18,15 @@ pub(super) struct WaitingRead {
 }
 
 #[derive(Debug)]
-enum What {
+pub(super) enum What {
     Get(Bytes),
     Scan,
     /// Nothing to read: the request is refused for this reason.
     Refuse(Refusal),
     Hello,
     Status,
+    /// A change of this member is done.
+    Managed(NodeId),
 }
 
 /// A write of a client that is in the log and not yet applied.
@@ -87,6 +89,10 @@ impl Node {
                     }
                     continue;
                 }
+                RequestBody::Manage(manage) => {
+                    self.manage(reply_to, manage, output);
+                    continue;
+                }
                 RequestBody::Get { key, consistency } => (consistency, What::Get(key)),
                 RequestBody::Scan { consistency } => (consistency, What::Scan),
                 RequestBody::Hello => (Consistency::Local, What::Hello),
@@ -114,7 +120,7 @@ impl Node {
     }
 
     /// Queues an answer that needs nothing but the store as it is.
-    fn answer_later(&mut self, reply_to: ReplyTo, what: What) {
+    pub(super) fn answer_later(&mut self, reply_to: ReplyTo, what: What) {
         self.ready.push((Index(0), vec![WaitingRead { reply_to, what }]));
     }
 
@@ -261,7 +267,7 @@ impl Node {
         let reads = now.iter().flat_map(|(_, reads)| reads);
         reader.warm_up(reads.filter_map(|read| match &read.what {
             What::Get(key) => Some(&key[..]),
-            What::Scan | What::Refuse(_) | What::Hello | What::Status => None,
+            What::Scan | What::Refuse(_) | What::Hello | What::Status | What::Managed(_) => None,
         }));
         for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
             match what {
@@ -274,6 +280,7 @@ impl Node {
                 },
                 What::Scan => replies.scan(reply_to, reader.clone(), applied),
                 What::Refuse(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
+                What::Managed(NodeId(id)) => replies.reply(reply_to, &Reply::Managed { id }),
                 What::Hello => replies.reply(reply_to, &Reply::Hello(self.hello())),
                 What::Status => replies.reply(reply_to, &Reply::Status(self.status())),
             }
@@ -285,7 +292,7 @@ impl Node {
             version: proto::PROTOCOL_VERSION,
             node_id: self.raft.id().0,
             leader: self.raft.leader().map(|NodeId(id)| id),
-            members: self.about.members.clone(),
+            members: self.member_infos(),
             value_bytes_max: self.about.value_bytes_max as u64,
         }
     }

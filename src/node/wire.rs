@@ -50,10 +50,15 @@ pub(super) fn payload(kind: EntryKind, body: &[u8]) -> Result<Payload, Malformed
         EntryKind::Command => Payload::Command,
         EntryKind::Membership => {
             let membership: Membership = proto::decode(body, "membership")?;
-            if membership.voters.len() > proto::limits::MEMBERS_MAX {
-                return Err(Malformed("membership"));
-            }
-            Payload::Membership(membership)
+            Payload::Membership(check_membership(membership)?)
         }
     })
+}
+
+/// A membership from outside, if it can be one.
+///
+/// # Errors
+/// [`Malformed`] otherwise.
+pub fn check_membership(membership: Membership) -> Result<Membership, Malformed> {
+    if membership.is_sane() { Ok(membership) } else { Err(Malformed("membership")) }
 }

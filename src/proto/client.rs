@@ -89,6 +89,57 @@ pub struct MemberInfo {
     pub name: String,
     /// `host:port` for clients.
     pub client_address: String,
+    /// `host:port` for other nodes.
+    pub peer_address: String,
+    /// Its part in the cluster.
+    pub kind: MemberKind,
+}
+
+/// A member's part in the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberKind {
+    /// Counts in majorities.
+    #[default]
+    Voter,
+    /// Gets the log and has no vote.
+    Learner,
+    /// Counts until the change that removes it is done.
+    Leaving,
+}
+
+/// A change of the cluster itself; for administrators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Manage {
+    /// A learner joins.
+    Add {
+        /// Its name, as in its certificate.
+        name: String,
+        /// `host:port` for other nodes.
+        peer_address: String,
+        /// `host:port` for clients.
+        client_address: String,
+        /// Drawn once by the joining node, so that it can ask again; 0 to announce a node that will join.
+        ticket: u64,
+        /// It is only promoted when somebody asks for it.
+        stays: bool,
+        /// It takes the place of the member of this name, which has lost its data.
+        rejoins: bool,
+    },
+    /// A learner becomes a voter.
+    Promote {
+        /// The learner's id.
+        id: u64,
+    },
+    /// A member goes, for ever.
+    Remove {
+        /// The member's id.
+        id: u64,
+    },
+    /// Another voter shall lead.
+    Transfer {
+        /// The voter's id.
+        to: u64,
+    },
 }
 
 /// The answer to [`Hello`].
@@ -244,4 +295,9 @@ pub enum Reply<'a> {
     Refused(Refusal),
     /// To [`Get`] on the shared stream: the value is long and would delay others, ask on a stream of its own.
     Large,
+    /// To [`Manage`]: done; to a transfer: begun.
+    Managed {
+        /// The member that it was about.
+        id: u64,
+    },
 }

@@ -36,6 +36,8 @@ pub enum FrameKind {
     Reply = 6,
     /// As [`FrameKind::Write`]; a node that does not lead hands it to the leader, for a client that cannot reach that.
     WriteAnywhere = 7,
+    /// [`super::client::Manage`].
+    Manage = 8,
     /// A message of the consensus protocol, see [`super::peer`].
     Raft = 16,
     /// [`super::peer::SnapshotHeader`]: a snapshot follows.
@@ -44,6 +46,8 @@ pub enum FrameKind {
     SnapshotChunk = 18,
     /// [`super::peer::SnapshotDone`].
     SnapshotDone = 19,
+    /// [`super::peer::PeerHello`], the first frame of a peer connection's first stream.
+    PeerHello = 21,
     /// [`super::peer::Forward`], alone on its stream; answered by a [`FrameKind::Reply`].
     Forward = 20,
 }
@@ -58,11 +62,13 @@ impl FrameKind {
             5 => FrameKind::Status,
             6 => FrameKind::Reply,
             7 => FrameKind::WriteAnywhere,
+            8 => FrameKind::Manage,
             16 => FrameKind::Raft,
             17 => FrameKind::Snapshot,
             18 => FrameKind::SnapshotChunk,
             19 => FrameKind::SnapshotDone,
             20 => FrameKind::Forward,
+            21 => FrameKind::PeerHello,
             _ => return None,
         })
     }

@@ -23,8 +23,9 @@ pub const SESSION_IN_FLIGHT_MAX: usize = 4096;
 pub const SESSIONS_MAX: usize = 65_536;
 /// A session that was not used for this long (log time) ends.
 pub const SESSION_IDLE_MS_MAX: u64 = 3_600_000;
-/// Nodes in one cluster.
-pub const MEMBERS_MAX: usize = 64;
+/// Longest name or address of a member.
+pub const CONTACT_BYTES_MAX: usize = 255;
+pub use crate::raft::MEMBERS_MAX;
 
 const _: () = assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_CEILING);
 const _: () = assert!(KEY_BYTES_MAX < FRAME_OVERHEAD_BYTES_MAX);

@@ -1,5 +1,6 @@
 //! What nodes send each other.
 //!
+//! - The first frame of a connection's first stream is a `PeerHello` with a [`PeerHello`].
 //! - A `Raft` frame is the postcard encoding of a [`Message`], followed, in an `AppendEntries`, by the
 //!   entries in the form in which the log shares them (see `wal`): encoded once, sent to all.
 //! - A snapshot goes on a bidirectional stream of its own: one `Snapshot` frame with a
@@ -11,7 +12,20 @@
 use serde::{Deserialize, Serialize};
 
 use super::Malformed;
-use crate::raft::{Index, Message, Term};
+use crate::raft::{Index, Message, NodeId, Term};
+
+/// Who speaks on a connection between nodes, and to whom; the name is in the certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerHello {
+    /// The node that speaks.
+    pub from: NodeId,
+    /// The node that it wants to speak to.
+    pub to: NodeId,
+    /// `host:port` where other nodes reach it.
+    pub peer_address: String,
+    /// `host:port` where clients reach it.
+    pub client_address: String,
+}
 
 /// What is coming on a snapshot stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

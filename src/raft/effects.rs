@@ -1,6 +1,6 @@
 //! What follows from events: everything that the shell must do, in the order in which to do it.
 
-use super::{HardState, RoleKind};
+use super::{ChangeRefused, HardState, RoleKind};
 use super::{Index, Membership, Message, NodeId, ReadId, Term, WriteId};
 
 /// What follows from the events since the last look. The shell carries out `writes` before it sends
@@ -13,6 +13,8 @@ pub struct Effects {
     pub messages: Vec<Message>,
     /// What became of a [`super::Event::Propose`].
     pub proposal: Option<Result<Index, Refused>>,
+    /// What became of a [`super::Event::ChangeMembers`]: begun, and for which member, or refused.
+    pub change: Option<Result<NodeId, ChangeRefused>>,
     /// Reads that may be answered once everything up to the index is applied.
     pub reads: Vec<(ReadId, Index)>,
     /// Reads that must be asked again, because leadership is unclear.
@@ -45,6 +47,15 @@ pub enum Write {
         first: Index,
         /// The leader's term.
         term: Term,
+    },
+    /// Who takes part changes; the core itself encodes the entry.
+    Membership {
+        /// Where it goes.
+        index: Index,
+        /// The leader's term.
+        term: Term,
+        /// The entry's body.
+        body: Vec<u8>,
     },
     /// The entries of the message at hand, without the first `skip`.
     Received {

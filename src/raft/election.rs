@@ -30,7 +30,7 @@ impl Raft {
     }
 
     pub(super) fn maybe_campaign(&mut self) {
-        let may_run = self.log.membership().voters.contains(&self.config.id);
+        let may_run = self.log.membership().is_voter(self.config.id);
         if self.election_elapsed >= self.election_timeout && may_run {
             self.campaign(true, false);
         }
@@ -142,6 +142,7 @@ impl Raft {
             noop_index,
             heartbeat_elapsed: 0,
             window_round: 0,
+            window_index: noop_index,
             transfer: None,
             uncommitted_bytes: 0,
             uncommitted: VecDeque::new(),
@@ -151,23 +152,26 @@ impl Raft {
         self.replicate_to_all();
     }
 
-    /// Hands leadership to the peer that is furthest along and alive (thesis 3.10).
-    pub(super) fn on_transfer(&mut self) {
-        let patience = self.config.election_ticks;
-        let Role::Leader(leader) = &mut self.role else { return };
-        if leader.transfer.is_some() {
-            return;
-        }
+    /// Hands leadership to this voter, or to the one that is furthest along and alive (thesis 3.10).
+    pub(super) fn on_transfer(&mut self, to: Option<NodeId>) {
+        let heir = to.or_else(|| self.best_heir());
         let voters = &self.log.membership().voters;
-        let best = leader
-            .peers
-            .iter()
-            .filter(|(id, peer)| voters.contains(id) && peer.silent_ticks < patience)
-            .max_by_key(|(_, peer)| peer.match_index);
-        if let Some((&to, _)) = best {
+        let heir = heir.filter(|id| *id != self.config.id && voters.contains(id));
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let (None, Some(to)) = (&leader.transfer, heir) {
             leader.transfer = Some(Transfer { to, elapsed: 0 });
             self.maybe_finish_transfer();
         }
+    }
+
+    /// The voter that is furthest along among those that were heard lately.
+    pub(super) fn best_heir(&self) -> Option<NodeId> {
+        let patience = self.config.election_ticks;
+        let Role::Leader(leader) = &self.role else { return None };
+        let voters = &self.log.membership().voters;
+        let alive = leader.peers.iter().filter(|(_, peer)| peer.silent_ticks < patience);
+        let heirs = alive.filter(|(id, _)| voters.contains(id));
+        heirs.max_by_key(|(_, peer)| peer.match_index).map(|(&id, _)| id)
     }
 
     /// Once the chosen peer has everything, it is told to run at once.
@@ -182,7 +186,7 @@ impl Raft {
     }
 
     pub(super) fn on_timeout_now(&mut self, term: Term) {
-        let is_voter = self.log.membership().voters.contains(&self.config.id);
+        let is_voter = self.log.membership().is_voter(self.config.id);
         if matches!(self.role, Role::Follower(_)) && term == self.hard.term && is_voter {
             self.campaign(false, true);
         }

@@ -18,6 +18,8 @@ pub(super) struct Log {
     bytes: u64,
     /// All memberships that are set above the base, after the one in force at the base.
     memberships: Vec<MembershipAt>,
+    /// How often another membership came into force.
+    membership_changes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +39,7 @@ impl Log {
             entries: VecDeque::new(),
             bytes: 0,
             memberships: vec![membership],
+            membership_changes: 0,
         }
     }
 
@@ -60,7 +63,23 @@ impl Log {
 
     /// The membership in force: the latest in the log, committed or not (thesis 4.1).
     pub(super) fn membership(&self) -> &Membership {
-        &self.memberships.last().expect("the base membership is never removed").membership
+        &self.latest_membership().membership
+    }
+
+    /// Counts up whenever another membership comes into force.
+    pub(super) fn membership_changes(&self) -> u64 {
+        self.membership_changes
+    }
+
+    /// Forgets everything: a snapshot takes the log's place.
+    pub(super) fn reset(&mut self, base: Index, base_term: Term, membership: MembershipAt) {
+        let membership_changes = self.membership_changes + 1;
+        *self = Log { membership_changes, ..Log::new(base, base_term, membership) };
+    }
+
+    /// The same, with the entry that set it.
+    pub(super) fn latest_membership(&self) -> &MembershipAt {
+        self.memberships.last().expect("the base membership is never removed")
     }
 
     /// The membership in force at an index.
@@ -98,6 +117,7 @@ impl Log {
         self.entries.push_back(EntryShape { bytes: meta.bytes, kind: meta.payload.kind() });
         if let Payload::Membership(membership) = meta.payload {
             self.memberships.push(MembershipAt { index, membership });
+            self.membership_changes += 1;
         }
         index
     }
@@ -110,7 +130,9 @@ impl Log {
         while self.runs.back().is_some_and(|&(first, _)| first >= from) {
             self.runs.pop_back();
         }
+        let before = self.memberships.len();
         self.memberships.retain(|at| at.index < from);
+        self.membership_changes += u64::from(self.memberships.len() < before);
     }
 
     /// Forgets everything up to `index`, which a snapshot covers.

@@ -1,8 +1,10 @@
 //! What nodes say to each other, and what the core is told by its own shell.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::{EntryKind, Index, Membership, NodeId, Term};
+use super::{Change, Contact, EntryKind, Index, Membership, NodeId, Term};
 
 /// One message of the protocol. `from` is set by the sender's core and verified by the receiver's
 /// transport against the certificate.
@@ -171,6 +173,13 @@ pub enum Event {
         /// The membership at that entry.
         membership: Membership,
     },
-    /// Hand leadership to the peer that is furthest along.
-    Transfer,
+    /// Hand leadership to this voter, or to the one that is furthest along.
+    Transfer(Option<NodeId>),
+    /// Somebody wants other members; `contacts` tells how those are reached that the log does not know.
+    ChangeMembers {
+        /// What is to change.
+        change: Change,
+        /// Written down with the change.
+        contacts: BTreeMap<NodeId, Contact>,
+    },
 }

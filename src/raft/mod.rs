@@ -17,17 +17,18 @@
 //! - Nothing that comes from a peer is asserted on; what the core itself does is asserted always
 //!   ([`Raft`]'s `check_invariants`).
 //!
-//! **What is left out.** Learners, changes of membership, leases, and the choice of a transfer's
-//! target. The membership is read from the log, as it will be when it can change.
+//! **What is left out.** Bytes, files, clocks, addresses: the shell has them.
 //!
 //! **Where to read on.** One file per RPC with both ends side by side: `election`, `replication`,
-//! `read`, `snapshot`; below them `log` (terms by index), `progress` (what a leader knows of a
+//! `read`, `snapshot`; `membership` has who takes part, `change` how that changes; below them `log` (terms by index), `progress` (what a leader knows of a
 //! follower), `durability`, `quorum`; `state` has the roles and their invariants.
 
+mod change;
 mod durability;
 mod effects;
 mod election;
 mod log;
+mod membership;
 mod message;
 mod progress;
 mod quorum;
@@ -38,9 +39,12 @@ mod state;
 mod types;
 
 pub use effects::{Effects, MembershipAt, Refused, Write};
+pub use membership::{Change, ChangeRefused, Contact, Learner, MEMBERS_MAX, Membership};
 pub use message::{Body, EntryMeta, Event, Message, Payload, ReadId, WriteId};
 pub use state::RoleKind;
-pub use types::{EntryKind, HardState, Index, Membership, NodeId, Term};
+pub use types::{EntryKind, HardState, Index, NodeId, Term};
+
+use std::collections::BTreeSet;
 
 use durability::Durability;
 use log::Log;
@@ -134,7 +138,8 @@ impl Raft {
             raft.save_hard_state();
         }
         raft.reset_election_timer();
-        if raft.log.membership().voters.len() == 1 {
+        let members = raft.log.membership();
+        if members.voters == BTreeSet::from([raft.config.id]) && !members.is_joint() {
             // Nobody else could lead, so there is nobody to wait for.
             raft.election_timeout = 1;
         }
@@ -200,6 +205,11 @@ impl Raft {
     /// The membership in force.
     pub fn membership(&self) -> &Membership {
         self.log.membership()
+    }
+
+    /// Counts up whenever another membership is in force, or one is committed.
+    pub fn membership_version(&self) -> (u64, Index) {
+        (self.log.membership_changes(), self.membership_at(self.hard.commit_index).index)
     }
 
     /// The membership in force at an index.
@@ -327,15 +337,21 @@ impl Raft {
         self.is_peer(message.from, message.term) && addressed && body_fits
     }
 
-    /// Whether this is another member, with a term that can be believed.
+    /// Whether this is another member, with a term that can be believed. Members may be newer than our log, and a
+    /// leader that is about to leave is heard until its leaving is committed (thesis 4.2.2); who was removed for
+    /// certain is not.
     fn is_peer(&self, from: NodeId, term: Term) -> bool {
-        let known = from != self.config.id && self.log.membership().voters.contains(&from);
-        known && term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX)
+        let committed = &self.log.membership_at(self.hard.commit_index).membership;
+        let known = !self.log.membership().is_removed(from) || committed.is_member(from);
+        let is_other = from != self.config.id;
+        is_other && known && term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX)
     }
 
-    fn peers(&self) -> Vec<NodeId> {
-        let voters = self.log.membership().voters.iter();
-        voters.copied().filter(|&voter| voter != self.config.id).collect()
+    /// All members but this node.
+    fn peers(&self) -> BTreeSet<NodeId> {
+        let mut members = self.log.membership().members();
+        members.remove(&self.config.id);
+        members
     }
 
     fn send(&mut self, to: NodeId, body: Body) {

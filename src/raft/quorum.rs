@@ -5,29 +5,34 @@ use std::collections::BTreeSet;
 use super::{Index, Membership, NodeId};
 
 impl Membership {
-    /// A membership of these voters.
-    pub fn of(voters: impl IntoIterator<Item = NodeId>) -> Membership {
-        Membership { voters: voters.into_iter().collect() }
+    /// The sets of voters that must each agree: one, or two during a change.
+    fn halves(&self) -> impl Iterator<Item = &BTreeSet<NodeId>> {
+        std::iter::once(&self.voters).chain(self.is_joint().then_some(&self.outgoing))
     }
 
-    /// Whether these nodes hold a majority of the voters.
+    /// Whether these nodes hold a majority of the voters, of the old and of the new ones.
     pub fn has_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        2 * self.voters.intersection(nodes).count() > self.voters.len()
+        self.halves().all(|voters| 2 * voters.intersection(nodes).count() > voters.len())
     }
 
     /// Whether so many voters said no that those who did not can no longer be a majority.
     pub fn is_lost(&self, against: &BTreeSet<NodeId>) -> bool {
-        2 * self.voters.difference(against).count() <= self.voters.len()
+        self.halves().any(|voters| 2 * voters.difference(against).count() <= voters.len())
     }
 
     /// The highest index that a majority has reached, given each voter's.
     pub fn quorum_index(&self, index_of: impl Fn(NodeId) -> Index) -> Index {
-        let mut reached: Vec<Index> = self.voters.iter().map(|&voter| index_of(voter)).collect();
-        reached.sort_unstable();
-        // With n voters the majority's lowest is the one with n/2 voters above or equal, itself not
-        // counted: 3 -> second lowest, 4 -> second lowest, 5 -> third lowest.
-        reached.get(reached.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+        let reached = self.halves().map(|voters| majority_index(voters, &index_of));
+        reached.min().expect("there is always one set of voters")
     }
+}
+
+fn majority_index(voters: &BTreeSet<NodeId>, index_of: &impl Fn(NodeId) -> Index) -> Index {
+    let mut reached: Vec<Index> = voters.iter().map(|&voter| index_of(voter)).collect();
+    reached.sort_unstable();
+    // With n voters the majority's lowest is the one with n/2 voters above or equal, itself not
+    // counted: 3 -> second lowest, 4 -> second lowest, 5 -> third lowest.
+    reached.get(reached.len().saturating_sub(1) / 2).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -52,6 +57,20 @@ mod tests {
                 assert_eq!(membership.is_lost(&nodes), voters - present <= voters / 2);
             }
         }
+    }
+
+    #[test]
+    fn during_a_change_old_and_new_voters_must_each_agree() {
+        let mut joint = Membership::of([1, 2, 4].map(NodeId));
+        joint.outgoing = ids(&[1, 2, 3]);
+        assert!(joint.has_quorum(&ids(&[1, 2])));
+        assert!(joint.has_quorum(&ids(&[1, 3, 4])));
+        assert!(!joint.has_quorum(&ids(&[1, 4])), "a majority of the new voters alone");
+        assert!(!joint.has_quorum(&ids(&[1, 3])), "a majority of the old voters alone");
+        assert!(joint.is_lost(&ids(&[1, 4])) && joint.is_lost(&ids(&[1, 3])));
+        assert!(!joint.is_lost(&ids(&[3, 4])));
+        let reached = |id: NodeId| Index([9, 5, 9, 0][id.0 as usize - 1]);
+        assert_eq!(joint.quorum_index(reached), Index(5));
     }
 
     #[test]

@@ -132,6 +132,7 @@ impl Raft {
             leader.uncommitted_bytes -= bytes;
         }
         self.maybe_start_round();
+        self.advance_change();
     }
 
     pub(super) fn send_heartbeats(&mut self) {
@@ -205,6 +206,11 @@ impl Raft {
         leader.window_round = leader.reads.round;
         if !self.log.membership().has_quorum(&heard) {
             self.become_follower(self.hard.term, None);
+            return;
+        }
+        self.maybe_promote();
+        if let Role::Leader(leader) = &mut self.role {
+            leader.window_index = self.log.last_index();
         }
     }
 

@@ -2,7 +2,6 @@
 //! whether one that came may replace the log.
 
 use super::effects::Write;
-use super::log::Log;
 use super::progress::State;
 use super::state::Role;
 use super::{INDEX_MAX, Index, Membership, MembershipAt, NodeId, Raft, Term};
@@ -60,7 +59,7 @@ impl Raft {
             self.log.compact(index);
             self.durability.on_snapshot(index);
         } else {
-            self.log = Log::new(index, index_term, MembershipAt { index, membership });
+            self.log.reset(index, index_term, MembershipAt { index, membership });
             self.hard.commit_index = index;
             let id = self.durability.on_reset(index);
             self.effects.writes.push((id, Write::Reset { index, term: index_term }));

@@ -46,6 +46,8 @@ pub(super) struct Leader {
     pub(super) heartbeat_elapsed: u32,
     /// The round with which the present check-quorum window began (thesis 6.2).
     pub(super) window_round: u64,
+    /// The last index when that window began.
+    pub(super) window_index: Index,
     pub(super) transfer: Option<Transfer>,
     pub(super) uncommitted_bytes: u64,
     /// Last index and bytes of each proposal that is not yet committed.
@@ -158,7 +160,8 @@ impl Raft {
             Event::SnapshotReceived { from, term, index, index_term, membership } => {
                 self.on_snapshot_received(from, term, (index, index_term), membership);
             }
-            Event::Transfer => self.on_transfer(),
+            Event::Transfer(to) => self.on_transfer(to),
+            Event::ChangeMembers { change, contacts } => self.on_change_members(&change, contacts),
         }
     }
 }

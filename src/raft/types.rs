@@ -1,6 +1,5 @@
 //! The words of the protocol: newtypes that never meet each other by accident.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -85,13 +84,6 @@ pub struct HardState {
     pub commit_index: Index,
 }
 
-/// Who takes part.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Membership {
-    /// The nodes whose majority decides.
-    pub voters: BTreeSet<NodeId>,
-}
-
 /// What an entry is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
@@ -100,7 +92,7 @@ pub enum EntryKind {
     Noop = 0,
     /// A command for the store; its bytes are never seen by the core.
     Command = 1,
-    /// A membership; its body is the postcard encoding of [`Membership`].
+    /// A membership; its body is the postcard encoding of [`super::Membership`].
     Membership = 2,
 }
 

@@ -9,14 +9,16 @@ use crate::proto::frame::FrameKind;
 /// # Errors
 /// The refusal to answer with.
 pub(super) fn authorise(who: &Who, kind: FrameKind) -> Result<(), Refusal> {
-    let writes = match kind {
-        FrameKind::Write | FrameKind::WriteAnywhere => true,
-        FrameKind::Hello | FrameKind::Get | FrameKind::Scan | FrameKind::Status => false,
+    let (writes, manages) = match kind {
+        FrameKind::Write | FrameKind::WriteAnywhere => (true, false),
+        FrameKind::Manage => (true, true),
+        FrameKind::Hello | FrameKind::Get | FrameKind::Scan | FrameKind::Status => (false, false),
         FrameKind::Reply
         | FrameKind::Raft
         | FrameKind::Snapshot
         | FrameKind::SnapshotChunk
         | FrameKind::SnapshotDone
+        | FrameKind::PeerHello
         | FrameKind::Forward => {
             return Err(Refusal::Invalid { reason: "not a request".to_owned() });
         }
@@ -24,6 +26,9 @@ pub(super) fn authorise(who: &Who, kind: FrameKind) -> Result<(), Refusal> {
     match who {
         Who::Client { role: Role::ReadOnly, .. } if writes => {
             Err(Refusal::Denied { role: "readonly".to_owned() })
+        }
+        Who::Client { role: Role::ReadWrite, .. } if manages => {
+            Err(Refusal::Denied { role: "readwrite".to_owned() })
         }
         Who::Client { .. } | Who::Node { .. } => Ok(()),
     }

@@ -8,11 +8,11 @@ use super::authorise::authorise;
 use super::scan;
 use super::shared::Shared;
 use crate::node::{ReplyTo, Request, RequestBody};
-use crate::pki::Identity;
-use crate::proto::client::{Get, Hello, Refusal, Reply, Scan};
+use crate::pki::{self, Identity, Who};
+use crate::proto::client::{Get, Hello, Manage, Refusal, Reply, Scan};
 use crate::proto::command::key_is_valid;
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
-use crate::proto::limits::{FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
+use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
 use crate::quic::{self, FrameReader, FrameWriter};
 
@@ -176,14 +176,46 @@ impl Clients {
                 Ok(RequestBody::Scan { consistency })
             }
             FrameKind::Status => Ok(RequestBody::Status),
+            FrameKind::Manage => {
+                let manage =
+                    proto::decode(&frame.body, "change of the cluster").map_err(malformed)?;
+                check_manage(&manage, &caller.identity.who).map_err(invalid)?;
+                Ok(RequestBody::Manage(manage))
+            }
             FrameKind::Reply
             | FrameKind::Raft
             | FrameKind::Snapshot
             | FrameKind::SnapshotChunk
             | FrameKind::SnapshotDone
+            | FrameKind::PeerHello
             | FrameKind::Forward => Err(invalid("not a request".to_owned())),
         }
     }
+}
+
+/// A node's certificate lets it join, under its own name, and nothing else.
+fn check_manage(manage: &Manage, who: &Who) -> Result<(), String> {
+    let Manage::Add { name, peer_address, client_address, .. } = manage else {
+        return match who {
+            Who::Node { .. } => Err("a node may only join".to_owned()),
+            Who::Client { .. } => Ok(()),
+        };
+    };
+    pki::check_name(name).map_err(|error| error.to_string())?;
+    if let Who::Node { name: own } = who
+        && own != name
+    {
+        return Err(format!("{own} cannot join as {name}"));
+    }
+    for address in [peer_address, client_address] {
+        let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse().is_ok_and(|port: u16| port != 0)
+        });
+        if !has_port || address.len() > CONTACT_BYTES_MAX {
+            return Err(format!("{address:?} is no address: it must be HOST:PORT"));
+        }
+    }
+    Ok(())
 }
 
 /// Tells people of somebody whose certificate is not welcome; who only went away is no news.

@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::answers::Burst;
-use super::peers::Links;
+use super::book::Book;
+use super::links::Links;
 use super::shared::Shared;
 use super::{Error, forward, snapshots};
 use crate::node::run::Threads;
 use crate::node::{Input, Node, Output};
-use crate::raft::{NodeId, RoleKind};
+use crate::raft::{Index, NodeId, RoleKind};
 use crate::store::snapshot;
 
 /// The unit of the core's time.
@@ -26,6 +27,8 @@ pub(super) struct Driver {
     pub(super) links: Links,
     pub(super) snapshots: snapshot::Dir,
     pub(super) leader: Option<NodeId>,
+    /// The version of the members that links and connections go by.
+    pub(super) members: Option<(u64, Index, u64)>,
 }
 
 impl Driver {
@@ -75,12 +78,16 @@ impl Driver {
         if let Some(error) = reports.failure {
             return Err(Error::Log(error));
         }
+        if let Some(by) = self.shared.removed_by() {
+            return Err(Error::Removed { by });
+        }
         input.persisted = reports.persisted;
         input.checkpoints = reports.checkpoints;
         input.now_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
         self.node.step_in(input, output);
         self.threads.sync(std::mem::take(&mut output.log_work));
+        self.follow_members();
         let sends = !output.messages.is_empty();
         self.links.send(output.messages.drain(..));
         for to in output.send_snapshots.drain(..) {
@@ -115,6 +122,21 @@ impl Driver {
         }
     }
 
+    /// Links and connections go by the members that the node has now.
+    fn follow_members(&mut self) {
+        let version = self.node.members_version();
+        if self.members != Some(version) {
+            self.members = Some(version);
+            self.links.follow(self.node.peers());
+            self.shared.book.send_replace(Arc::new(Book::of(&self.node)));
+        }
+    }
+
+    /// A node's name for people.
+    fn name_of(&self, id: NodeId) -> String {
+        self.node.contact(id).map_or_else(|| id.to_string(), |contact| contact.name.clone())
+    }
+
     /// Tells people what changed.
     fn report(&mut self, output: &mut Output) {
         for (term, role) in output.roles.drain(..) {
@@ -138,7 +160,7 @@ impl Driver {
             let own = self.node.role() == RoleKind::Leader;
             match self.leader {
                 Some(leader) if !own => {
-                    let name = self.links.name_of(leader);
+                    let name = self.name_of(leader);
                     tracing::info!("follows {name} in term {}", self.node.term());
                 }
                 Some(_) => {}

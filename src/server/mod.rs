@@ -15,9 +15,12 @@
 
 mod answers;
 mod authorise;
+mod book;
 mod clients;
 mod driver;
 mod forward;
+mod joined;
+mod links;
 mod peers;
 mod scan;
 mod settings;
@@ -34,13 +37,14 @@ use crate::disk::OsDisk;
 use crate::node::run::Threads;
 use crate::node::{About, OpenOptions, Opened};
 use crate::pki::{self, Credentials};
-use crate::proto::client::MemberInfo;
+use crate::proto::client::Manage;
 use crate::quic::{self, PortKind};
-use crate::raft::{Config, Membership, NodeId};
+use crate::raft::{Config, Contact, Membership, NodeId};
 use crate::{node, store, wal};
 use clients::Clients;
 use driver::{Driver, TICK};
-use peers::Links;
+use joined::Joined;
+use links::{Common, Links};
 use shared::Shared;
 
 /// Why a node does not start, or stops.
@@ -69,6 +73,21 @@ pub enum Error {
     /// The node is not in its own list of members.
     #[error("{0} is not in the list of members")]
     NotAMember(String),
+    /// The file of a node that joined.
+    #[error(transparent)]
+    Joined(#[from] joined::Error),
+    /// The node asked to join and was never told its id.
+    #[error("{0} is not yet a member: start it with --join HOST:PORT of a node of the cluster")]
+    NotJoined(String),
+    /// Somebody removed the node for ever.
+    #[error(
+        "{by} says that this node was removed from the cluster: it stops; its data directory is of no more use \
+         to it"
+    )]
+    Removed {
+        /// Who says so.
+        by: String,
+    },
     /// The system gives no threads.
     #[error("cannot start a thread: {0}")]
     Threads(std::io::Error),
@@ -83,6 +102,59 @@ pub fn init(settings: &Settings) -> Result<(), Error> {
     let members = settings.members.iter().map(|member| NodeId(member.id));
     node::init(&open_options(settings, &credentials)?, &Membership::of(members))?;
     Ok(())
+}
+
+/// What a node that wants to join must ask for: `None` if its data directory holds a member already. The question
+/// is kept, so that it is the same after a crash.
+///
+/// # Errors
+/// If the data directory cannot be written or read, or the certificate is not the node's.
+pub fn ask_to_join(settings: &Settings, rejoins: bool) -> Result<Option<Manage>, Error> {
+    load_credentials(settings)?;
+    if node::holds_data(&OsDisk, &settings.data) {
+        return Ok(None);
+    }
+    let joined = match Joined::read(&settings.data)? {
+        Some(joined) => joined,
+        None => {
+            let joined = Joined { ticket: draw_ticket(), id: None };
+            joined.write(&settings.data)?;
+            joined
+        }
+    };
+    let own = own_member(settings)?;
+    Ok(Some(Manage::Add {
+        name: own.name.clone(),
+        peer_address: own.peer_address.clone(),
+        client_address: own.client_address.clone(),
+        ticket: joined.ticket,
+        stays: false,
+        rejoins,
+    }))
+}
+
+/// Makes the data directory of a node that was given this id.
+///
+/// # Errors
+/// If there is one already, or the disk says no.
+pub fn init_joined(settings: &Settings, id: u64) -> Result<(), Error> {
+    let credentials = load_credentials(settings)?;
+    let joined = Joined::read(&settings.data)?;
+    let ticket = joined.map_or(0, |joined| joined.ticket);
+    Joined { ticket, id: Some(id) }.write(&settings.data)?;
+    node::init_learner(&open_options(settings, &credentials)?)?;
+    Ok(())
+}
+
+/// Hash seeds are drawn by the system for each process.
+fn draw_ticket() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish().max(1)
+}
+
+fn own_member(settings: &Settings) -> Result<&Member, Error> {
+    let own = settings.members.iter().find(|member| member.name == settings.name);
+    own.ok_or_else(|| Error::NotAMember(settings.name.clone()))
 }
 
 /// Runs a node until `shutdown` resolves; must be called on a current-thread tokio runtime.
@@ -105,21 +177,24 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     for note in notes {
         tracing::warn!("{note}");
     }
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new(own));
     let bell = {
         let shared = Arc::clone(&shared);
         Arc::new(move || shared.bell.notify_one())
     };
     let threads =
         Threads::start(writer, snapshots.clone(), cluster_id, bell).map_err(Error::Threads)?;
-    let links = Links::start(&peer_endpoint, &credentials, &settings.members, own, &shared);
+    let advertised = own_member(&settings)?;
+    let links = Links::new(Common {
+        endpoint: peer_endpoint.clone(),
+        credentials: Arc::clone(&credentials),
+        own,
+        peer_address: advertised.peer_address.clone(),
+        client_address: advertised.client_address.clone(),
+        shared: Arc::clone(&shared),
+    });
     let receiver = snapshots::Receiver::new(snapshots.clone(), cluster_id, store_options);
-    tokio::spawn(peers::accept(
-        peer_endpoint.clone(),
-        Arc::new(settings.members.clone()),
-        Arc::new(receiver),
-        Arc::clone(&shared),
-    ));
+    tokio::spawn(peers::accept(peer_endpoint.clone(), Arc::new(receiver), Arc::clone(&shared)));
     let clients = Arc::new(Clients {
         shared: Arc::clone(&shared),
         value_bytes_max: settings.value_bytes_max,
@@ -131,7 +206,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         settings.client_listen,
         settings.peer_listen
     );
-    let driver = Driver { node, threads, shared, links, snapshots, leader: None };
+    let driver = Driver { node, threads, shared, links, snapshots, leader: None, members: None };
     let result = driver.run(shutdown).await;
     for endpoint in [&peer_endpoint, &client_endpoint] {
         endpoint.close(0_u32.into(), b"stopping");
@@ -156,8 +231,12 @@ fn load_credentials(settings: &Settings) -> Result<Credentials, Error> {
 }
 
 fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOptions, Error> {
-    let own = settings.members.iter().find(|member| member.name == settings.name);
-    let id = own.map(|member| NodeId(member.id)).ok_or(Error::NotAMember(settings.name.clone()))?;
+    let joined = Joined::read(&settings.data)?;
+    let id = match joined {
+        Some(joined) => joined.id.ok_or_else(|| Error::NotJoined(settings.name.clone()))?,
+        None => own_member(settings)?.id,
+    };
+    let id = NodeId(id);
     let ticks = |time: std::time::Duration| {
         u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX).max(1)
     };
@@ -165,10 +244,11 @@ fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOp
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
     let cluster = &credentials.identity().cluster;
     let secret = credentials.derive_secret(b"quicraft store hash");
-    let members = settings.members.iter().map(|member| MemberInfo {
-        id: member.id,
-        name: member.name.clone(),
-        client_address: member.client_address.clone(),
+    // Who joined knows the others from the log, which no configuration can contradict.
+    let first_members = settings.members.iter().filter(|_| joined.is_none());
+    let contacts = first_members.map(|member| {
+        let Member { id, name, peer_address, client_address } = member.clone();
+        (NodeId(id), Contact { name, peer_address, client_address, ticket: 0 })
     });
     Ok(OpenOptions {
         dir: settings.data.clone(),
@@ -195,7 +275,7 @@ fn open_options(settings: &Settings, credentials: &Credentials) -> Result<OpenOp
         about: About {
             name: settings.name.clone(),
             cluster: cluster.clone(),
-            members: members.collect(),
+            contacts: contacts.collect(),
             value_bytes_max: settings.value_bytes_max,
             store_bytes_max: settings.store_bytes_max,
             snapshot_log_bytes: settings.snapshot_log_bytes,

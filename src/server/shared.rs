@@ -4,8 +4,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
+use super::book::Book;
 use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
@@ -29,13 +30,20 @@ pub(super) struct Shared {
     /// By stream: a scan has one of its own.
     scans: Mutex<IdMap<oneshot::Sender<ScanReady>>>,
     next_stream: AtomicU64,
+    /// Who may speak as which node.
+    pub(super) book: watch::Sender<Arc<Book>>,
+    /// The node that said that this one was removed.
+    removed_by: Mutex<Option<String>>,
     /// Writes on their way to the leader; more are refused as `Busy`.
     pub(super) forwards: Arc<Semaphore>,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
-        Self {
+impl Shared {
+    /// For one node.
+    pub(super) fn new(own: NodeId) -> Shared {
+        Shared {
+            book: watch::Sender::new(Arc::new(Book::blank(own))),
+            removed_by: Mutex::default(),
             input: Mutex::default(),
             bell: Notify::new(),
             drained: Notify::new(),
@@ -45,6 +53,17 @@ impl Default for Shared {
             next_stream: AtomicU64::new(0),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
         }
+    }
+
+    /// Another node says that this one was removed.
+    pub(super) fn removed(&self, by: &str) {
+        *lock(&self.removed_by) = Some(by.to_owned());
+        self.bell.notify_one();
+    }
+
+    /// Who said so, if anybody did.
+    pub(super) fn removed_by(&self) -> Option<String> {
+        lock(&self.removed_by).clone()
     }
 }
 
@@ -245,7 +264,7 @@ mod tests {
 
     /// A scan whose client asks nothing more, before (`early`) or after it may read.
     async fn scan(early: bool) {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(NodeId(1)));
         let (writer, _driver) = FrameWriter::new(1 << 20);
         let stream = shared.open_stream(writer.clone(), false);
         let to = ReplyTo { stream, request_id: 1 };
@@ -288,7 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_scan_that_finds_no_room_leaves_nothing_behind() {
-        let shared = Shared::default();
+        let shared = Shared::new(NodeId(1));
         let (writer, _driver) = FrameWriter::new(1 << 20);
         let to = ReplyTo { stream: shared.open_stream(writer, false), request_id: 1 };
         let ready = shared.wait_for_scan(to.stream).expect("the stream is its own");
@@ -300,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_stream_has_a_limited_number_of_questions_without_an_answer() {
-        let shared = Shared::default();
+        let shared = Shared::new(NodeId(1));
         let (writer, _driver) = FrameWriter::new(1 << 20);
         let stream = shared.open_stream(writer, true);
         let ask = |request_id| {
@@ -322,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_tick_and_a_transfer_arrive_once() {
-        let shared = Shared::default();
+        let shared = Shared::new(NodeId(1));
         let mut input = Input { ticks: 1, transfer: true, ..Input::default() };
         shared.take_input(&mut input);
         assert!(input.ticks == 1 && input.transfer);

@@ -10,7 +10,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
 
 use super::shared::Shared;
-use crate::node::{ReceivedSnapshot, Sent, SnapshotAt};
+use crate::node::{self, ReceivedSnapshot, Sent, SnapshotAt};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_OVERHEAD_BYTES_MAX;
 use crate::proto::peer::{SNAPSHOT_CHUNK_BYTES, SnapshotDone, SnapshotHeader};
@@ -206,7 +206,8 @@ impl Receiver {
             Ok(Store::load(&dir, &path, options)?)
         })
         .await??;
-        let membership: Membership = proto::decode(&meta.membership, "membership")?;
+        let membership: Membership =
+            proto::decode(&meta.membership, "membership").and_then(node::check_membership)?;
         let at = SnapshotAt { index: meta.index, term: meta.term };
         Ok(ReceivedSnapshot { from, term: header.term, at, membership, store })
     }

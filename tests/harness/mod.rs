@@ -309,7 +309,7 @@ pub fn make_certs(certs: &Path, n: usize) {
         let hosts = ["127.0.0.1".to_owned()];
         authority.issue_node(&format!("n{i}"), &hosts, Issue::default()).unwrap();
     }
-    authority.issue_client("client", Role::ReadWrite, Issue::default()).unwrap();
+    authority.issue_client("client", Role::Admin, Issue::default()).unwrap();
 }
 
 /// For each of `n` nodes a client and a peer port that were free a moment ago.

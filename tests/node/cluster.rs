@@ -44,7 +44,8 @@ impl Replies for Answers {
             | Reply::Rows(_)
             | Reply::ScanEnd { .. }
             | Reply::Status(_)
-            | Reply::Large => Answer::Other,
+            | Reply::Large
+            | Reply::Managed { .. } => Answer::Other,
         };
         let doubled = self.0.insert(to.request_id, answer);
         assert_eq!(doubled, None, "request {} is answered twice", to.request_id);
@@ -140,7 +141,7 @@ impl Cluster {
             about: About {
                 name: format!("n{}", node + 1),
                 cluster: "test".to_owned(),
-                members: Vec::new(),
+                contacts: std::collections::BTreeMap::new(),
                 value_bytes_max: 1 << 20,
                 store_bytes_max: 128 << 20,
                 snapshot_log_bytes: self.snapshot_log_bytes,

@@ -122,6 +122,13 @@ impl Cluster {
         self.step(from, Event::SnapshotSent { to, index: Some(index) });
     }
 
+    pub(crate) fn members(&mut self) {
+        for (id, node) in &self.nodes {
+            let text = trace::members(node.raft.membership());
+            trace::line(&mut self.out, *id, &format!("goes by: {text}"));
+        }
+    }
+
     pub(crate) fn status(&mut self) {
         for (id, node) in &self.nodes {
             let raft = &node.raft;

@@ -45,7 +45,7 @@ impl Disk {
             base: (Index(0), Term(0)),
             entries: Vec::new(),
             snapshot: (Index(0), Term(0)),
-            membership: Membership { voters: voters.clone() },
+            membership: Membership::of(voters.iter().copied()),
         }
     }
 
@@ -168,6 +168,12 @@ fn with_entries(write: &Write, proposed: &[u32], received: &[EntryMeta]) -> Stor
             first: index,
             entries: vec![EntryMeta { term, bytes: 0, payload: Payload::Noop }],
         },
+        Write::Membership { index, term, ref body } => {
+            let membership = postcard::from_bytes(body).expect("the core encodes it");
+            let bytes = body.len() as u32;
+            let payload = Payload::Membership(membership);
+            Stored::Append { first: index, entries: vec![EntryMeta { term, bytes, payload }] }
+        }
         Write::Proposed { first, term } => {
             let command = |&bytes| EntryMeta { term, bytes, payload: Payload::Command };
             Stored::Append { first, entries: proposed.iter().map(command).collect() }

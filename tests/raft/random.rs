@@ -109,7 +109,7 @@ impl World {
                 self.cuts.clear();
                 self.asleep = None;
             }
-            Act::Transfer => self.step(id, Event::Transfer),
+            Act::Transfer => self.step(id, Event::Transfer(None)),
             Act::Unreachable => {
                 let peer = self.dice.pick(&ids);
                 self.step(id, Event::Unreachable(peer));
@@ -204,7 +204,7 @@ impl World {
         let Shipment { from, to, term, last: (index, index_term) } = shipment;
         let is_there = self.up.contains_key(&to) && !self.cuts.contains(&(from, to));
         if is_there {
-            let membership = quicraft::raft::Membership { voters: self.voters.clone() };
+            let membership = quicraft::raft::Membership::of(self.voters.iter().copied());
             self.step(to, Event::SnapshotReceived { from, term, index, index_term, membership });
         }
         if !again {

@@ -5,8 +5,8 @@ use std::error::Error;
 use std::str::FromStr;
 
 use quicraft::raft::{
-    Body, Config, EntryMeta, Event, HardState, Index, Message, NodeId, Payload, ReadId, RoleKind,
-    Term,
+    Body, Change, Config, Contact, EntryMeta, Event, HardState, Index, Message, NodeId, Payload,
+    ReadId, RoleKind, Term,
 };
 
 use crate::cluster::Cluster;
@@ -136,6 +136,25 @@ enum Command {
     },
     /// Hands leadership away.
     Transfer { node: Id },
+    /// The leader is asked for a new learner; `stays`: it is not promoted by itself.
+    Add {
+        node: Id,
+        name: String,
+        #[arg(key, optional)]
+        stays: bool,
+        #[arg(key, optional)]
+        rejoins: bool,
+        #[arg(key, optional)]
+        ticket: u64,
+    },
+    /// The leader is asked to make a learner a voter.
+    Promote { node: Id, member: Id },
+    /// The leader is asked to remove a member.
+    Remove { node: Id, member: Id },
+    /// A node without a log starts, to join.
+    Join { node: Id },
+    /// The membership that each node goes by.
+    Members,
     /// A connection broke.
     Unreachable { node: Id, peer: Id },
     /// All nodes.
@@ -209,7 +228,8 @@ fn on_world(cluster: &mut Cluster, command: &Command) -> bool {
         Command::Partition { nodes } => {
             let inside: BTreeSet<NodeId> = nodes.iter().map(|id| id.0).collect();
             for &one in &inside {
-                for &other in cluster.voters.difference(&inside) {
+                let everybody: BTreeSet<NodeId> = cluster.nodes.keys().copied().collect();
+                for &other in everybody.difference(&inside) {
                     cluster.cuts.extend([(one, other), (other, one)]);
                 }
             }
@@ -221,6 +241,7 @@ fn on_world(cluster: &mut Cluster, command: &Command) -> bool {
             cluster.snapshot(from.0, to.0, index.map(Index));
         }
         Command::Status => cluster.status(),
+        Command::Members => cluster.members(),
         _ => return false,
     }
     true
@@ -257,6 +278,7 @@ fn on_node(cluster: &mut Cluster, command: &Command) -> Result<(), Box<dyn Error
             let disk = cluster.crashed.remove(&node.0).ok_or("it is up already")?;
             cluster.start(node.0, disk);
         }
+        Command::Join { node } => cluster.start(node.0, Disk::new(&BTreeSet::new())),
         Command::Compact { node, index } => {
             let event = cluster.node(node.0).compact(Index(*index)).ok_or("not in the log")?;
             cluster.step(node.0, event);
@@ -289,10 +311,33 @@ fn on_event(cluster: &mut Cluster, command: &Command) {
             cluster.step(to.0, event);
         }
         Command::Forge { .. } => forge(cluster, command),
-        Command::Transfer { node } => cluster.step(node.0, Event::Transfer),
+        Command::Transfer { node } => cluster.step(node.0, Event::Transfer(None)),
+        Command::Add { node, name, stays, rejoins, ticket } => {
+            let contact = Contact {
+                name: name.clone(),
+                peer_address: format!("{name}.{ticket}:1"),
+                client_address: format!("{name}.{ticket}:2"),
+                ticket: *ticket,
+            };
+            change(cluster, *node, Change::Add { contact, stays: *stays, rejoins: *rejoins });
+        }
+        Command::Promote { node, member } => change(cluster, *node, Change::Promote(member.0)),
+        Command::Remove { node, member } => change(cluster, *node, Change::Remove(member.0)),
         Command::Unreachable { node, peer } => cluster.step(node.0, Event::Unreachable(peer.0)),
         _ => unreachable!("all others are taken above"),
     }
+}
+
+/// Asks for a change; the first members are known by the names of their ids.
+fn change(cluster: &mut Cluster, node: Id, change: Change) {
+    let contact = |id: NodeId| Contact {
+        name: id.to_string(),
+        peer_address: format!("{id}:1"),
+        client_address: format!("{id}:2"),
+        ticket: 0,
+    };
+    let contacts = cluster.voters.iter().map(|&id| (id, contact(id))).collect();
+    cluster.step(node.0, Event::ChangeMembers { change, contacts });
 }
 
 fn campaign(cluster: &mut Cluster, id: NodeId) {
@@ -369,6 +414,8 @@ scripts! {
     transfer,
     check_quorum,
     sizes,
+    membership,
+    membership_bugs,
     strangers,
 }
 

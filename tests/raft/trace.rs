@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use quicraft::raft::{Body, Effects, EntryMeta, Message, NodeId, Refused, Term, Write};
+use quicraft::raft::{Body, Effects, EntryMeta, Membership, Message, NodeId, Refused, Term, Write};
 
 /// A message: `n1->n2 t1 append 3@1 +2@1,1 commit=2`.
 pub(crate) fn message(message: &Message) -> String {
@@ -61,6 +61,11 @@ pub(crate) fn effects(out: &mut String, id: NodeId, effects: &Effects) {
         Some(Err(Refused::Busy)) => line(out, id, "refused: busy"),
         None => {}
     }
+    match &effects.change {
+        Some(Ok(member)) => line(out, id, &format!("changes {member}")),
+        Some(Err(refused)) => line(out, id, &format!("refuses: {refused}")),
+        None => {}
+    }
     for (read, index) in &effects.reads {
         line(out, id, &format!("may read {} at {index}", read.0));
     }
@@ -83,6 +88,21 @@ pub(crate) fn line(out: &mut String, id: NodeId, text: &str) {
     writeln!(out, "{id} {text}").expect("a string takes everything");
 }
 
+/// Voters, outgoing voters after a plus, learners in parentheses.
+pub(crate) fn members(membership: &Membership) -> String {
+    let list = |ids: Vec<String>| ids.join(" ");
+    let mut text = list(membership.voters.iter().map(ToString::to_string).collect());
+    if membership.is_joint() {
+        text.push_str(" + ");
+        text.push_str(&list(membership.outgoing.iter().map(ToString::to_string).collect()));
+    }
+    if !membership.learners.is_empty() {
+        let learners = list(membership.learners.keys().map(ToString::to_string).collect());
+        text.push_str(&format!(" ({learners})"));
+    }
+    text
+}
+
 fn write(write: &Write) -> String {
     match write {
         Write::Hard(hard) => {
@@ -91,6 +111,10 @@ fn write(write: &Write) -> String {
             format!("term={term} vote={vote} commit={}", hard.commit_index)
         }
         Write::Noop { index, term } => format!("noop {index}@{term}"),
+        Write::Membership { index, term, body } => {
+            let membership: Membership = postcard::from_bytes(body).expect("the core encodes it");
+            format!("members {index}@{term}: {}", members(&membership))
+        }
         Write::Proposed { first, term } => format!("proposed {first}@{term}"),
         Write::Received { first, skip } => format!("received {first}.. skip={skip}"),
         Write::Truncate { from } => format!("truncate {from}.."),

@@ -207,7 +207,7 @@ impl Cell {
             about: About {
                 name: format!("n{}", self.id + 1),
                 cluster: "simulated".to_owned(),
-                members: Vec::new(),
+                contacts: std::collections::BTreeMap::new(),
                 value_bytes_max: 1 << 20,
                 store_bytes_max: 16 << 20,
                 snapshot_log_bytes: protocol.snapshot_log_bytes,

@@ -156,8 +156,13 @@ mod tests {
     #[test]
     fn this_process_is_found_by_its_port() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let member =
-            |address: String| MemberInfo { id: 1, name: "n1".into(), client_address: address };
+        let member = |address: String| MemberInfo {
+            id: 1,
+            name: "n1".into(),
+            peer_address: address.clone(),
+            client_address: address,
+            kind: crate::client::MemberKind::Voter,
+        };
         let here = Processors::find(&[member(socket.local_addr().unwrap().to_string())]);
         assert_eq!(here.nodes, [("n1".to_owned(), std::process::id())]);
         let elsewhere = Processors::find(&[member("192.0.2.1:7001".into()), member("no".into())]);

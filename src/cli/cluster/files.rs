@@ -131,7 +131,8 @@ fn make_certificates(args: &ClusterArgs, members: &[Member], old: bool) -> Resul
     };
     for name in missing {
         if name == CLIENT_NAME {
-            authority.issue_client(name, Role::default(), Issue::default())?;
+            // Whoever runs the cluster may change it.
+            authority.issue_client(name, Role::Admin, Issue::default())?;
         } else {
             let hosts = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
             authority.issue_node(name, &hosts, Issue::default())?;

@@ -93,6 +93,8 @@ impl Cluster {
                 id,
                 name: format!("n{id}"),
                 client_address: address.to_string(),
+                peer_address: String::new(),
+                kind: crate::proto::client::MemberKind::Voter,
             })
             .collect();
         for (id, endpoint) in (1..).zip(&endpoints) {

@@ -1,0 +1,88 @@
+//! `quicraft node --join`: asks a running cluster for a place, before the node starts.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::client::{Client, Error as ClientError, Options};
+use crate::server::{self, Settings};
+
+/// Why the node is no member.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("cannot join: {0}")]
+    Refused(#[from] ClientError),
+    #[error(transparent)]
+    Server(#[from] server::Error),
+    #[error(
+        "cannot join with {0} as its address: other nodes cannot reach that; give this node's own entry in \
+         [[members]] the address where they can"
+    )]
+    Unreachable(String),
+    #[error("--rejoin needs --join HOST:PORT, or the other members in [[members]]")]
+    Nobody,
+}
+
+/// Makes the data directory of a new member, unless it is there; `via` is a node of the cluster.
+pub(super) async fn join(
+    settings: &Settings,
+    via: Option<String>,
+    rejoins: bool,
+) -> Result<(), Error> {
+    let Some(ask) = server::ask_to_join(settings, rejoins)? else {
+        info!("{} is a member already: it starts with the data that it has", settings.name);
+        return Ok(());
+    };
+    let others = settings.members.iter().filter(|member| member.name != settings.name);
+    let endpoints: Vec<String> = match via {
+        Some(via) => vec![via],
+        None => others.map(|member| member.client_address.clone()).collect(),
+    };
+    if endpoints.is_empty() {
+        return Err(Error::Nobody);
+    }
+    for own in settings.members.iter().filter(|member| member.name == settings.name) {
+        for address in [&own.peer_address, &own.client_address] {
+            let is_any = address.starts_with("0.0.0.0:") || address.starts_with("[::]:");
+            if is_any {
+                return Err(Error::Unreachable(address.clone()));
+            }
+        }
+    }
+    let options = Options {
+        endpoints,
+        certs: settings.certs.clone(),
+        name: settings.name.clone(),
+        timeout: ASK_TIMEOUT,
+    };
+    let give_up = Instant::now() + PATIENCE;
+    let id = loop {
+        let asked = async {
+            let client = Client::connect(options.clone()).await?;
+            let answer = client.manage(&ask).await;
+            client.close().await;
+            answer
+        };
+        match asked.await {
+            Ok(id) => break id,
+            Err(error) if is_final(&error) || Instant::now() >= give_up => return Err(error.into()),
+            // The same question again is the same join.
+            Err(error) => warn!("not yet joined: {error}"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    server::init_joined(settings, id)?;
+    info!("joined the cluster as member {id}");
+    Ok(())
+}
+
+fn is_final(error: &ClientError) -> bool {
+    !matches!(
+        error,
+        ClientError::Unknown | ClientError::Timeout { .. } | ClientError::Unreachable { .. }
+    )
+}
+
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(500);

@@ -1,0 +1,288 @@
+//! Links to other nodes: each node dials every other and sends only on its own connection, so there is
+//! no tie to break; what it accepts (`peers`) it only reads.
+//!
+//! Two streams per connection: `control` (who speaks, then votes, heartbeats, read rounds) goes first and
+//! never carries entries; `append` carries entries and their answers. A message to a peer without a
+//! connection is dropped, as a network would: the core asks again.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, ConnectionError, Endpoint};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::book::REMOVED;
+use super::shared::Shared;
+use crate::pki::Credentials;
+use crate::proto;
+use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
+use crate::proto::limits::FRAME_BYTES_MAX;
+use crate::proto::peer::{PeerHello, encode_message};
+use crate::quic::{self, FrameWriter, PortKind, PushError};
+use crate::raft::{Body, Contact, Message, NodeId};
+use crate::wal::Batch;
+
+/// The sending side of all links.
+pub(super) struct Links {
+    links: BTreeMap<NodeId, Link>,
+    common: Arc<Common>,
+}
+
+/// What all links need.
+pub(super) struct Common {
+    pub(super) endpoint: Endpoint,
+    pub(super) credentials: Arc<Credentials>,
+    /// This node.
+    pub(super) own: NodeId,
+    /// Where it is reached.
+    pub(super) peer_address: String,
+    pub(super) client_address: String,
+    pub(super) shared: Arc<Shared>,
+}
+
+struct Link {
+    contact: Contact,
+    up: Arc<Mutex<Option<Up>>>,
+    task: JoinHandle<()>,
+}
+
+/// A link that is up.
+#[derive(Clone)]
+struct Up {
+    connection: Connection,
+    control: FrameWriter,
+    append: FrameWriter,
+}
+
+impl Links {
+    /// No links yet.
+    pub(super) fn new(common: Common) -> Links {
+        Links { links: BTreeMap::new(), common: Arc::new(common) }
+    }
+
+    /// Dials these from now on, where they are reached now, and nobody else.
+    pub(super) fn follow(&mut self, peers: BTreeMap<NodeId, Contact>) {
+        self.links.retain(|id, link| peers.get(id) == Some(&link.contact));
+        for (id, contact) in peers {
+            self.links.entry(id).or_insert_with(|| {
+                let up = Arc::new(Mutex::new(None));
+                let dialler = Dialler {
+                    common: Arc::clone(&self.common),
+                    to: id,
+                    contact: contact.clone(),
+                    up: Arc::clone(&up),
+                };
+                Link { contact, up, task: tokio::spawn(dialler.run()) }
+            });
+        }
+    }
+
+    /// Queues messages; each goes out with whatever else is queued by then.
+    pub(super) fn send(&self, messages: impl Iterator<Item = (Message, Vec<Batch>)>) {
+        for (message, batches) in messages {
+            let Some(up) = self.links.get(&message.to).and_then(Link::up) else { continue };
+            let stream = match message.body {
+                Body::AppendEntries { .. }
+                | Body::Appended { .. }
+                | Body::AppendRejected { .. } => &up.append,
+                Body::RequestVote { .. }
+                | Body::VoteReply { .. }
+                | Body::Heartbeat { .. }
+                | Body::HeartbeatReply { .. }
+                | Body::TimeoutNow
+                | Body::ReadIndex { .. }
+                | Body::ReadIndexReply { .. } => &up.control,
+            };
+            if queue(stream, &message, &batches).is_err() {
+                // A peer that reads this slowly is asked again by the core.
+                tracing::debug!("the queue to {} is full", message.to);
+            }
+        }
+    }
+
+    /// The connection to a peer, if it is up.
+    pub(super) fn connection(&self, peer: NodeId) -> Option<Connection> {
+        self.links.get(&peer).and_then(Link::up).map(|up| up.connection)
+    }
+
+    /// Gives what is queued a moment to leave before the end.
+    pub(super) async fn flush(&self) {
+        for _ in 0..FLUSH_ROUNDS {
+            let waits = |link: &Link| {
+                link.up().is_some_and(|up| up.control.queued_bytes() + up.append.queued_bytes() > 0)
+            };
+            if !self.links.values().any(waits) {
+                break;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+        if let Some(up) = self.up() {
+            up.connection.close(0_u32.into(), b"not needed any more");
+        }
+    }
+}
+
+impl Link {
+    fn up(&self) -> Option<Up> {
+        self.up.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Queues one message with its entries, which are shared and not copied when they are one long batch, as
+/// they are when a leader sends what it has just taken in.
+fn queue(stream: &FrameWriter, message: &Message, batches: &[Batch]) -> Result<(), PushError> {
+    if let [batch] = batches
+        && batch.byte_len() >= SHARE_BYTES_MIN
+    {
+        let mut head = vec![0; HEADER_BYTES];
+        encode_message(message, &mut head);
+        let body_bytes = head.len() - HEADER_BYTES + batch.byte_len();
+        head[..HEADER_BYTES].copy_from_slice(&encode_header(FrameKind::Raft, 0, body_bytes));
+        return stream.push_shared(&head, batch.bytes());
+    }
+    stream.push(|buffer| {
+        encode_frame(buffer, FrameKind::Raft, 0, |body| {
+            encode_message(message, body);
+            for batch in batches {
+                body.extend_from_slice(&batch.bytes());
+            }
+        });
+    })
+}
+
+/// Why a peer is not reached.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot find {address}: {source}")]
+    Resolve { address: String, source: std::io::Error },
+    #[error(transparent)]
+    Transport(#[from] quic::Error),
+}
+
+/// Keeps one link up.
+struct Dialler {
+    common: Arc<Common>,
+    to: NodeId,
+    contact: Contact,
+    up: Arc<Mutex<Option<Up>>>,
+}
+
+impl Dialler {
+    async fn run(self) {
+        let name = &self.contact.name;
+        let mut wait = BACKOFF_MIN;
+        let mut reported = None;
+        loop {
+            match self.connect().await {
+                Ok(up) => {
+                    let since = Instant::now();
+                    let connection = up.connection.clone();
+                    self.set(Some(up));
+                    let reason = connection.closed().await;
+                    self.set(None);
+                    if let ConnectionError::ApplicationClosed(closed) = &reason
+                        && closed.error_code == REMOVED.into()
+                    {
+                        self.common.shared.removed(name);
+                    }
+                    // Who ends connections at once is no news each time, nor worth a busy loop.
+                    if since.elapsed() >= BACKOFF_MAX {
+                        (wait, reported) = (BACKOFF_MIN, None);
+                    }
+                    report(&mut reported, format!("lost {name}: {reason}"));
+                    self.common.shared.tell(|input| input.unreachable.push(self.to));
+                }
+                Err(error) => report(&mut reported, format!("cannot reach {name}: {error}")),
+            }
+            sleep(jittered(wait)).await;
+            wait = (wait * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    fn set(&self, up: Option<Up>) {
+        *self.up.lock().unwrap_or_else(PoisonError::into_inner) = up;
+    }
+
+    async fn connect(&self) -> Result<Up, Error> {
+        let Common { endpoint, credentials, own, peer_address, client_address, .. } = &*self.common;
+        let address = resolve(&self.contact.peer_address).await?;
+        let (node, kind) = (&self.contact.name, PortKind::Peer);
+        let connection = quic::dial(endpoint, address, node, credentials, kind).await?;
+        let control = open(&connection, CONTROL_PRIORITY, CONTROL_BYTES_MAX).await?;
+        let hello = PeerHello {
+            from: *own,
+            to: self.to,
+            peer_address: peer_address.clone(),
+            client_address: client_address.clone(),
+        };
+        let said = control.push(|buffer| {
+            encode_frame(buffer, FrameKind::PeerHello, 0, |body| proto::encode(&hello, body));
+        });
+        said.map_err(|_| quic::Error::Truncated)?;
+        let append = open(&connection, APPEND_PRIORITY, APPEND_BYTES_MAX).await?;
+        tracing::info!("connected to {node}");
+        Ok(Up { connection, control, append })
+    }
+}
+
+/// Once per reason: a peer that is down for a night fills no log.
+fn report(reported: &mut Option<String>, text: String) {
+    if reported.as_ref() != Some(&text) {
+        tracing::info!("{text}");
+        *reported = Some(text);
+    }
+}
+
+async fn open(
+    connection: &Connection,
+    priority: i32,
+    bytes_max: usize,
+) -> Result<FrameWriter, quic::Error> {
+    let addr = connection.remote_address();
+    let opened = timeout(OPEN_PATIENCE, connection.open_uni()).await;
+    let lost = |error| quic::Error::Lost(quic::explain(&error));
+    let stream = opened.map_err(|_| quic::Error::TimedOut { addr })?.map_err(lost)?;
+    // Fails only for a stream that was closed, which the first write reports.
+    let _ = stream.set_priority(priority);
+    let (writer, driver) = FrameWriter::new(bytes_max);
+    // Its error is the connection's end, which the dialler sees as well.
+    tokio::spawn(driver.drive(stream));
+    Ok(writer)
+}
+
+async fn resolve(address: &str) -> Result<SocketAddr, Error> {
+    let failed = |source| Error::Resolve { address: address.to_owned(), source };
+    let mut found = tokio::net::lookup_host(address).await.map_err(failed)?;
+    found.next().ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
+}
+
+/// Half to all of a wait, so that nodes which lost each other at once do not dial in step.
+fn jittered(wait: Duration) -> Duration {
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.subsec_nanos());
+    wait / 2 + wait.mul_f64(f64::from(nanos % 1000) / 2000.0)
+}
+
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+const OPEN_PATIENCE: Duration = Duration::from_secs(1);
+const FLUSH_ROUNDS: usize = 50;
+/// Heartbeats and votes go before entries.
+const CONTROL_PRIORITY: i32 = 20;
+const APPEND_PRIORITY: i32 = 10;
+/// Small messages only; more than this waiting means that the peer is gone.
+const CONTROL_BYTES_MAX: usize = 1 << 20;
+/// The core's window, and one entry of the greatest length on top.
+const APPEND_BYTES_MAX: usize = FRAME_BYTES_MAX + (16 << 20);
+/// Entries shorter than this are copied behind their message: cheaper than two chunks.
+const SHARE_BYTES_MIN: usize = 4 << 10;
