@@ -18,7 +18,7 @@ impl Client {
     /// [`Error::Invalid`] with the reason if the cluster refuses, [`Error::Denied`] for a certificate without the role
     /// of an administrator, [`Error::Unknown`] or [`Error::Timeout`] if it may or may not have happened.
     pub async fn manage(&self, manage: &Manage) -> Result<u64, Error> {
-        let deadline = Instant::now() + self.inner.timeout;
+        let deadline = Instant::now() + self.timeout;
         let encode = |body: &mut Vec<u8>| crate::proto::encode(manage, body);
         let request =
             Request { kind: FrameKind::Manage, to: To::Leader, bytes: 0, encode: &encode };

@@ -118,6 +118,7 @@ pub struct NodeStatus {
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
+    timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -126,7 +127,6 @@ struct Inner {
     /// The session of all writes, opened by the first one; replaced when the cluster has forgotten it.
     session: Mutex<Arc<OnceCell<Arc<Session>>>>,
     scout: Semaphore,
-    timeout: Duration,
 }
 
 impl Client {
@@ -143,11 +143,16 @@ impl Client {
                 routes,
                 session: Mutex::new(Arc::default()),
                 scout: Semaphore::new(1),
-                timeout: options.timeout,
             }),
+            timeout: options.timeout,
         };
         client.reach_any(Instant::now() + options.timeout).await?;
         Ok(client)
+    }
+
+    /// The same connection and session, with another time for each operation, all its retries included.
+    pub fn with_timeout(&self, timeout: Duration) -> Client {
+        Client { inner: Arc::clone(&self.inner), timeout }
     }
 
     async fn reach_any(&self, deadline: Instant) -> Result<(), Error> {
@@ -224,7 +229,7 @@ impl Client {
         let bytes = request.from.len() + request.to.as_ref().map_or(0, Vec::len);
         let request = Request { kind: FrameKind::Scan, to, bytes, encode: &encode };
         let answered = self.ask_reading(&request).await?;
-        ScanStream::new(answered, self.inner.timeout)
+        ScanStream::new(answered, self.timeout)
     }
 
     /// How one node is; asks that node alone, once or again until the deadline.
@@ -244,7 +249,7 @@ impl Client {
 
     /// How all nodes are, in the order of their ids. Each is asked once, and given a second at most.
     pub async fn status_all(&self) -> Vec<NodeStatus> {
-        let deadline = Instant::now() + self.inner.timeout.min(STATUS_TIMEOUT);
+        let deadline = Instant::now() + self.timeout.min(STATUS_TIMEOUT);
         let mut asked = JoinSet::new();
         for member in self.members() {
             let routes = Arc::clone(&self.inner.routes);
@@ -277,7 +282,7 @@ impl Client {
 
     /// Asks with the client's timeout; for requests that change nothing.
     async fn ask_reading(&self, request: &Request<'_>) -> Result<Answered, Error> {
-        let deadline = Instant::now() + self.inner.timeout;
+        let deadline = Instant::now() + self.timeout;
         let mut attempts = Attempts::default();
         let inner = &self.inner;
         let asked = retry::ask(&inner.routes, &inner.scout, request, &mut attempts);

@@ -63,7 +63,7 @@ impl Client {
         if op.value_bytes() as u64 > limit {
             return Err(Error::TooLarge { limit });
         }
-        let deadline = Instant::now() + self.inner.timeout;
+        let deadline = Instant::now() + self.timeout;
         let mut attempts = Attempts::default();
         match timeout_at(deadline, self.write_once(&op, &mut attempts)).await {
             Ok(Err(_)) if attempts.unresolved => Err(Error::Unknown),

@@ -132,16 +132,17 @@ async fn final_refusals_end_at_once() {
 #[tokio::test]
 async fn a_timeout_says_whether_the_write_may_have_happened() {
     let cluster = Cluster::start(1);
-    let mut options = cluster.options(1);
-    options.timeout = Duration::from_millis(300);
-    let client = Client::connect(options).await.unwrap();
+    let client = cluster.client().await;
+    // Short, but long enough for a sending on a machine that runs all tests at once.
+    let hasty = client.with_timeout(Duration::from_secs(1));
+    client.put("a", "0").await.unwrap();
     cluster.act(1, [Act::Ignore, Act::Ignore]);
-    let error = client.put("a", "1").await.unwrap_err();
+    let error = hasty.put("a", "1").await.unwrap_err();
     assert!(matches!(error, Error::Timeout { may_have_happened: true, .. }), "{error:?}");
-    let error = client.get("a").await.unwrap_err();
+    let error = hasty.get("a").await.unwrap_err();
     assert!(matches!(error, Error::Timeout { may_have_happened: false, .. }), "{error:?}");
     cluster.with(|shared| shared.leader = 0);
-    let error = client.put("a", "1").await.unwrap_err();
+    let error = hasty.put("a", "1").await.unwrap_err();
     assert!(matches!(error, Error::Timeout { may_have_happened: false, .. }), "{error:?}");
     // The given-up number is released: the next write says that it is over.
     cluster.with(|shared| shared.leader = 1);
