@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::client::{Client, Error as ClientError, Options};
-use crate::server::{self, Settings};
+use crate::client::{Client, Error as ClientError, Manage, Options};
+use crate::server::{self, Asked, Settings};
 
 /// Why the node is no member.
 #[derive(Debug, thiserror::Error)]
@@ -49,31 +49,64 @@ pub(super) async fn join(
             }
         }
     }
-    let options = Options {
+    let give_up = Instant::now() + PATIENCE;
+    let id = ask_until(options(settings, endpoints), &ask, Some(give_up)).await?;
+    server::init_joined(settings, id)?;
+    info!("joined the cluster as member {id}");
+    Ok(())
+}
+
+/// How a node that lost what it knew asks for a new member in its place: for as long as it takes.
+pub(super) fn ask(settings: &Settings) -> impl Fn(Manage, Vec<String>) -> Asked {
+    let settings = settings.clone();
+    move |question, endpoints| {
+        let options = options(&settings, endpoints);
+        Box::pin(async move {
+            let asked = ask_until(options, &question, None).await;
+            asked.map_err(|error| error.to_string())
+        })
+    }
+}
+
+fn options(settings: &Settings, endpoints: Vec<String>) -> Options {
+    Options {
         endpoints,
         certs: settings.certs.clone(),
         name: settings.name.clone(),
         timeout: ASK_TIMEOUT,
-    };
-    let give_up = Instant::now() + PATIENCE;
-    let id = loop {
+    }
+}
+
+/// Asks for a change until it is done, until the answer is final, or until it is time to give up.
+async fn ask_until(
+    options: Options,
+    question: &Manage,
+    give_up: Option<Instant>,
+) -> Result<u64, ClientError> {
+    let mut reported = None;
+    loop {
         let asked = async {
             let client = Client::connect(options.clone()).await?;
-            let answer = client.manage(&ask).await;
+            let answer = client.manage(question).await;
             client.close().await;
             answer
         };
         match asked.await {
-            Ok(id) => break id,
-            Err(error) if is_final(&error) || Instant::now() >= give_up => return Err(error.into()),
+            Ok(id) => return Ok(id),
+            Err(error) if is_final(&error) || give_up.is_some_and(|at| Instant::now() >= at) => {
+                return Err(error);
+            }
             // The same question again is the same join.
-            Err(error) => warn!("not yet joined: {error}"),
+            Err(error) => {
+                let text = error.to_string();
+                if reported.as_ref() != Some(&text) {
+                    warn!("not yet joined: {text}");
+                    reported = Some(text);
+                }
+            }
         }
         tokio::time::sleep(PAUSE).await;
-    };
-    server::init_joined(settings, id)?;
-    info!("joined the cluster as member {id}");
-    Ok(())
+    }
 }
 
 fn is_final(error: &ClientError) -> bool {

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::join;
 use crate::config::Config;
-use crate::server;
+use crate::server::{self, Ended};
 
 /// Runs one node.
 ///
@@ -141,7 +141,12 @@ enum Error {
     Join(#[from] join::Error),
     #[error(transparent)]
     Server(#[from] server::Error),
+    #[error("the data was damaged {LIVES_MAX} times in a row while the node ran: check the disk")]
+    Damaged,
 }
+
+/// A disk that damages what was just mended is not worth mending it again.
+const LIVES_MAX: usize = 10;
 
 fn serve(args: NodeArgs) -> Result<(), Error> {
     let variable = |name: &str| std::env::var(name).ok();
@@ -165,7 +170,14 @@ fn serve(args: NodeArgs) -> Result<(), Error> {
         if args.join.is_some() || args.rejoin {
             join::join(&config.settings, args.join, args.rejoin).await?;
         }
-        Ok(server::run(config.settings, shutdown).await?)
+        let mut shutdown = std::pin::pin!(shutdown);
+        let ask = join::ask(&config.settings);
+        for _ in 0..LIVES_MAX {
+            if server::run(&config.settings, &mut shutdown, &ask).await? == Ended::Stopped {
+                return Ok(());
+            }
+        }
+        Err(Error::Damaged)
     })
 }
 

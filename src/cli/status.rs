@@ -138,6 +138,7 @@ fn commit_index(nodes: &[NodeStatus]) -> u64 {
 /// What a node is: a learner follows too, and that it has no vote matters more.
 fn part(kind: MemberKind, name: RoleName) -> &'static str {
     match (kind, name) {
+        (_, RoleName::Repairing) => role(name),
         (MemberKind::Learner, _) => member::kind(kind),
         (MemberKind::Voter | MemberKind::Leaving, name) => role(name),
     }
@@ -149,6 +150,7 @@ fn role(role: RoleName) -> &'static str {
         RoleName::PreCandidate => "pre-candidate",
         RoleName::Candidate => "candidate",
         RoleName::Leader => "leader",
+        RoleName::Repairing => "repairing",
     }
 }
 

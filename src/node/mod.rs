@@ -18,6 +18,7 @@ mod apply;
 mod io;
 mod members;
 mod open;
+mod repair;
 mod requests;
 pub mod run;
 mod wire;
@@ -28,9 +29,13 @@ pub use io::{
     CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
     RequestBody, Sent, SnapshotAt,
 };
-pub use open::{Error, OpenOptions, Opened, holds_data, init, init_learner, open, snapshots_dir};
+pub use open::{
+    Error, OpenOptions, Opened, Opening, holds_data, init, init_learner, open, snapshots_dir,
+};
+pub use repair::{Outcome, Repair};
 pub use wire::{check_membership, decode_message};
 
+use crate::proto::peer::{FETCH_BYTES_MAX, Want};
 use crate::raft::{
     self, Contact, Effects, Event, Index, Message, NodeId, Raft, ReadId, RoleKind, Write, WriteId,
 };
@@ -80,7 +85,7 @@ pub struct Node {
     snapshots: Snapshots,
     /// The last clock entry that this node proposed as leader.
     clock_proposed_ms: u64,
-    no_space: bool,
+    room: wal::Room,
 }
 
 /// What is known of snapshots.
@@ -219,7 +224,7 @@ impl Node {
     }
 
     fn on_persisted(&mut self, persisted: crate::wal::Persisted, output: &mut Output) {
-        self.no_space = persisted.no_space;
+        self.room = persisted.room;
         self.log.on_persisted(persisted);
         let ordinal = self.log.persisted();
         let mut durable = None;
@@ -261,6 +266,17 @@ impl Node {
     /// If the log does not hold it any more, or it is damaged.
     pub fn entry(&self, index: Index) -> Result<Entry, wal::Error> {
         self.log.entry(index)
+    }
+
+    /// What this node's log has of what a damaged one lacks.
+    pub fn fetch(&self, want: &Want) -> Option<Batch> {
+        let (Want { first, last, anchor }, log) = (*want, &self.log);
+        let is_here = log.term(anchor.0) == Some(anchor.1) && first >= log.first_index();
+        if !is_here || first > last || last > anchor.0 {
+            return None;
+        }
+        // What cannot be read here may be read elsewhere.
+        log.read(first, last, FETCH_BYTES_MAX).ok()?.into_iter().next()
     }
 
     /// The core's last word on who leads.

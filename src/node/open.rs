@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::repair::{self, Repair};
 use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
@@ -43,10 +44,21 @@ pub enum Error {
     /// The directory holds a node already.
     #[error("{0} holds the data of a node already; nothing was changed")]
     NotEmpty(PathBuf),
+    /// The log is damaged, and nobody else has it.
+    #[error(
+        "{damage}. Nothing was changed, and there is no other node to mend it from. Check the disk; then restore {} \
+         from a copy, or decide with `quicraft log salvage {}` to go on without what is lost", dir.display(), dir.display()
+    )]
+    Damaged {
+        /// The first place that is damaged.
+        damage: wal::Damage,
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// The log begins after what the snapshots cover.
     #[error(
         "the log in {dir} begins after index {log_base}, but the newest readable snapshot ends at \
-         {snapshot}: {detail}"
+         {snapshot}: {detail}. Nothing was changed. Check the disk; then restore {dir} from a copy"
     )]
     Gap {
         /// The data directory.
@@ -84,6 +96,16 @@ pub struct OpenOptions {
     pub raft: Config,
     /// What clients are told, and limits.
     pub about: About,
+    /// Whether there are other nodes, from which a damaged log can be mended.
+    pub has_others: bool,
+}
+
+/// What a data directory turned out to hold.
+pub enum Opening {
+    /// A node that can run.
+    Ready(Box<Opened>),
+    /// A node that lacks what others have.
+    Repair(Box<Repair>),
 }
 
 /// A node, and the half of its log that belongs to the sync thread.
@@ -101,7 +123,7 @@ pub struct Opened {
 /// # Errors
 /// [`Error::NotEmpty`] if there is a node in it already; otherwise what the disk says.
 pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error> {
-    let wal::Opened { mut log, mut writer, recovered } = open_log(options)?;
+    let wal::Opened { mut log, mut writer, recovered } = open_fresh(options)?;
     // Also what an earlier try left behind that did not come to its end.
     if !is_blank(&recovered) {
         return Err(Error::NotEmpty(options.dir.clone()));
@@ -122,7 +144,7 @@ pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error>
 /// # Errors
 /// As [`init`].
 pub fn init_learner(options: &OpenOptions) -> Result<(), Error> {
-    let wal::Opened { mut log, mut writer, recovered } = open_log(options)?;
+    let wal::Opened { mut log, mut writer, recovered } = open_fresh(options)?;
     if !is_blank(&recovered) {
         return Err(Error::NotEmpty(options.dir.clone()));
     }
@@ -138,19 +160,55 @@ pub fn init_learner(options: &OpenOptions) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error`] says what is wrong and what to do; nothing is changed then.
-pub fn open(options: OpenOptions) -> Result<Opened, Error> {
+pub fn open(options: OpenOptions) -> Result<Opening, Error> {
     if !holds_data(&*options.disk, &options.dir) {
         return Err(Error::Empty(options.dir));
     }
-    let wal::Opened { mut log, mut writer, recovered } = open_log(&options)?;
-    let mut notes: Vec<String> = recovered.torn.iter().cloned().collect();
-    if is_blank(&recovered) {
-        return Err(Error::Empty(options.dir));
-    }
     let snapshots = snapshots_dir(&options.disk, &options.dir);
-    let found = snapshots.load_newest(options.store)?;
+    match open_log(&options)? {
+        wal::Opening::Damaged(damaged) => repair::begin(*damaged, options, Vec::new()),
+        wal::Opening::Whole(opened) if is_blank(&opened.recovered) => {
+            Err(Error::Empty(options.dir))
+        }
+        wal::Opening::Whole(opened) => {
+            let found = snapshots.load_newest(options.store)?;
+            match covers(&options, &found, opened.recovered.base.0) {
+                Err(gap) if options.has_others => Repair::of_lost(options, gap.to_string()),
+                Err(gap) => Err(gap),
+                Ok(()) => {
+                    ready(options, *opened, found).map(|opened| Opening::Ready(Box::new(opened)))
+                }
+            }
+        }
+    }
+}
+
+/// The last index that the newest good snapshot covers, and its term.
+pub(super) fn covered(found: &snapshot::Recovery) -> (Index, Term) {
+    found.loaded.as_ref().map_or((Index(0), Term(0)), |(_, meta)| (meta.index, meta.term))
+}
+
+/// Whether the snapshots reach to where the log begins.
+fn covers(options: &OpenOptions, found: &snapshot::Recovery, log_base: Index) -> Result<(), Error> {
+    let (snapshot, _) = covered(found);
+    if snapshot >= log_base {
+        return Ok(());
+    }
     let damaged: Vec<String> = found.damaged.iter().map(ToString::to_string).collect();
-    notes.extend(damaged.iter().cloned());
+    let detail = if damaged.is_empty() { "none is there".to_owned() } else { damaged.join("; ") };
+    Err(Error::Gap { dir: options.dir.clone(), log_base, snapshot, detail })
+}
+
+/// A node from a log that is whole and the snapshots below it.
+fn ready(
+    options: OpenOptions,
+    opened: wal::Opened,
+    found: snapshot::Recovery,
+) -> Result<Opened, Error> {
+    let wal::Opened { mut log, mut writer, recovered } = opened;
+    let snapshots = snapshots_dir(&options.disk, &options.dir);
+    let mut notes = recovered.notes.clone();
+    notes.extend(found.damaged.iter().map(ToString::to_string));
     let (store, newest, snapshot_membership) = match found.loaded {
         Some((store, meta)) => {
             let membership = snapshot_membership(&options, &meta)?;
@@ -160,14 +218,9 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     };
     let covered = newest.as_ref().map_or(Index(0), |at| at.index);
     let (log_base, base_term) = recovered.base;
-    if covered < log_base {
-        let detail =
-            if damaged.is_empty() { "none is there".to_owned() } else { damaged.join("; ") };
-        return Err(Error::Gap { dir: options.dir, log_base, snapshot: covered, detail });
-    }
     let mut entries = restore_entries(&options.dir, &log, &recovered)?;
     let after = entries.iter().skip((covered.0 - log_base.0) as usize);
-    let recovered_bytes = after.map(|meta| u64::from(meta.bytes)).sum();
+    let log_bytes = after.map(|meta| u64::from(meta.bytes)).sum();
     let mut base = (log_base, base_term);
     let term_at = |index: Index| match index.0 - log_base.0 {
         0 => Some(base_term),
@@ -191,7 +244,6 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
     let next_read = first_read(options.raft.seed);
     let membership = MembershipAt { index: base.0, membership: snapshot_membership };
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
-    let log_bytes = recovered_bytes;
     let node = Node {
         about: options.about,
         raft,
@@ -207,7 +259,7 @@ pub fn open(options: OpenOptions) -> Result<Opened, Error> {
         announcements: 0,
         snapshots: Snapshots { newest, log_bytes, ..Snapshots::default() },
         clock_proposed_ms: 0,
-        no_space: false,
+        room: wal::Room::Ample,
     };
     Ok(Opened { node, writer, notes })
 }
@@ -248,12 +300,23 @@ fn is_blank(recovered: &wal::Recovered) -> bool {
     recovered.entries.is_empty() && recovered.base.0 == Index(0) && !has_term
 }
 
-fn open_log(options: &OpenOptions) -> Result<wal::Opened, Error> {
+fn open_log(options: &OpenOptions) -> Result<wal::Opening, Error> {
     let dir = options.dir.join("wal");
     Ok(wal::open(Arc::clone(&options.disk), &dir, options.identity, options.log)?)
 }
 
-fn snapshot_membership(options: &OpenOptions, meta: &SnapshotMeta) -> Result<Membership, Error> {
+/// The log of a directory where no node ran yet.
+fn open_fresh(options: &OpenOptions) -> Result<wal::Opened, Error> {
+    match open_log(options)? {
+        wal::Opening::Whole(opened) => Ok(*opened),
+        wal::Opening::Damaged(_) => Err(Error::NotEmpty(options.dir.clone())),
+    }
+}
+
+pub(super) fn snapshot_membership(
+    options: &OpenOptions,
+    meta: &SnapshotMeta,
+) -> Result<Membership, Error> {
     let contradiction = |reason| Error::Contradiction { dir: options.dir.clone(), reason };
     if meta.cluster != options.identity.cluster {
         return Err(contradiction(format!("the snapshot at {} is of another cluster", meta.index)));

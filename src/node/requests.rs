@@ -8,7 +8,7 @@ use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, 
 use crate::proto::command::{Command, Op, key_is_valid};
 use crate::proto::limits::KEY_BYTES_MAX;
 use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
-use crate::wal::{BatchBuilder, ENTRY_HEADER_BYTES};
+use crate::wal::{BatchBuilder, ENTRY_HEADER_BYTES, Room};
 
 /// A read that waits for its index.
 #[derive(Debug)]
@@ -147,10 +147,13 @@ impl Node {
         if before + op.value_bytes() > self.about.value_bytes_max {
             return Err(Refusal::TooLarge { limit: self.about.value_bytes_max as u64 });
         }
+        if self.room == Room::None {
+            return Err(Refusal::NoSpace);
+        }
         if matches!(op, Op::Delete { .. }) {
             return Ok(Growth { value_bytes: 0, store_bytes: WRITE_OVERHEAD_BYTES });
         }
-        if self.no_space || self.store.bytes() > self.about.store_bytes_max {
+        if self.room != Room::Ample || self.store.bytes() > self.about.store_bytes_max {
             return Err(Refusal::NoSpace);
         }
         self.find_room(op)

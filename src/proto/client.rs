@@ -168,6 +168,8 @@ pub enum RoleName {
     Candidate,
     /// Leads.
     Leader,
+    /// Its log is damaged: it fetches what it lacks from the others, and takes no part until it is whole.
+    Repairing,
 }
 
 /// What a leader knows of another member.

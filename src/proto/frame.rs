@@ -50,6 +50,10 @@ pub enum FrameKind {
     PeerHello = 21,
     /// [`super::peer::Forward`], alone on its stream; answered by a [`FrameKind::Reply`].
     Forward = 20,
+    /// [`super::peer::Want`], alone on its stream; answered by a [`FrameKind::Fetched`].
+    Fetch = 22,
+    /// [`super::peer::Fetched`].
+    Fetched = 23,
 }
 
 impl FrameKind {
@@ -69,6 +73,8 @@ impl FrameKind {
             19 => FrameKind::SnapshotDone,
             20 => FrameKind::Forward,
             21 => FrameKind::PeerHello,
+            22 => FrameKind::Fetch,
+            23 => FrameKind::Fetched,
             _ => return None,
         })
     }

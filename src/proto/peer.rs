@@ -8,6 +8,8 @@
 //!   `SnapshotDone` frame with a [`SnapshotDone`].
 //! - A write that a client gave to a node which does not lead goes to the leader on a bidirectional stream of
 //!   its own: one `Forward` frame with a [`Forward`], answered by the `Reply` frame that the client gets.
+//! - A node whose log is damaged asks for what it lacks on a bidirectional stream of its own: one `Fetch` frame with a
+//!   [`Want`], answered by one `Fetched` frame with a [`Fetched`].
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +58,33 @@ pub struct Forward<'a> {
     #[serde(borrow, with = "serde_bytes")]
     pub command: &'a [u8],
 }
+
+/// Entries that a damaged log lacks. Any log that has the anchor has them, too (Log Matching; paper, 5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// The first of them.
+    pub first: Index,
+    /// The last of them.
+    pub last: Index,
+    /// An entry at or after the last that the damaged log has, or had.
+    pub anchor: (Index, Term),
+}
+
+/// The answer to a [`Want`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fetched<'a> {
+    /// Entries from the first wanted on, as many as fit, in the form in which the log shares them (see `wal`).
+    Have {
+        /// The encoded entries; never empty.
+        #[serde(borrow, with = "serde_bytes")]
+        entries: &'a [u8],
+    },
+    /// Not here: this log does not have the anchor, or not these entries any more.
+    Lack,
+}
+
+/// Bytes of entries in a [`Fetched`], but for one longer entry.
+pub const FETCH_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of a snapshot file in one frame.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 64 << 10;

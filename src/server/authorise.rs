@@ -19,7 +19,9 @@ pub(super) fn authorise(who: &Who, kind: FrameKind) -> Result<(), Refusal> {
         | FrameKind::SnapshotChunk
         | FrameKind::SnapshotDone
         | FrameKind::PeerHello
-        | FrameKind::Forward => {
+        | FrameKind::Forward
+        | FrameKind::Fetch
+        | FrameKind::Fetched => {
             return Err(Refusal::Invalid { reason: "not a request".to_owned() });
         }
     };

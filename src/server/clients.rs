@@ -188,7 +188,9 @@ impl Clients {
             | FrameKind::SnapshotChunk
             | FrameKind::SnapshotDone
             | FrameKind::PeerHello
-            | FrameKind::Forward => Err(invalid("not a request".to_owned())),
+            | FrameKind::Forward
+            | FrameKind::Fetch
+            | FrameKind::Fetched => Err(invalid("not a request".to_owned())),
         }
     }
 }

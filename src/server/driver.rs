@@ -58,7 +58,11 @@ impl Driver {
             for _ in 0..YIELDS_BEFORE {
                 tokio::task::yield_now().await;
             }
-            self.turn(&mut input, &mut output).await?;
+            if let Err(error) = self.turn(&mut input, &mut output).await {
+                // The threads end before the directory can be opened again.
+                self.threads.stop();
+                return Err(error);
+            }
             if let Some(deadline) = give_up
                 && (self.node.role() != RoleKind::Leader || Instant::now() >= deadline)
             {
@@ -85,6 +89,7 @@ impl Driver {
         input.checkpoints = reports.checkpoints;
         input.now_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+        self.shared.answer_fetches(|want| self.node.fetch(want));
         self.node.step_in(input, output);
         self.threads.sync(std::mem::take(&mut output.log_work));
         self.follow_members();

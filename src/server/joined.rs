@@ -17,6 +17,9 @@ pub(super) struct Joined {
     pub(super) ticket: u64,
     /// The answer, once it came.
     pub(super) id: Option<u64>,
+    /// The data directory still holds the data of the member whose place this one takes.
+    #[serde(default)]
+    pub(super) replaces: bool,
 }
 
 /// Why the file is of no use.
@@ -103,7 +106,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("n4");
         assert_eq!(Joined::read(&data).unwrap(), None);
-        for joined in [Joined { ticket: u64::MAX, id: None }, Joined { ticket: 1, id: Some(4) }] {
+        for joined in [
+            Joined { ticket: u64::MAX, id: None, replaces: false },
+            Joined { ticket: 1, id: Some(4), replaces: true },
+        ] {
             joined.write(&data).unwrap();
             assert_eq!(Joined::read(&data).unwrap(), Some(joined));
         }

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::shared::Shared;
 use super::snapshots::Frames;
-use super::{clients, forward, snapshots};
+use super::{clients, fetch, forward, snapshots};
 use crate::node::decode_message;
 use crate::pki::Who;
 use crate::proto::frame::{Frame, FrameKind};
@@ -19,15 +19,15 @@ use crate::quic::{self, FrameReader};
 use crate::raft::{Contact, Message, NodeId};
 use crate::wal::Batch;
 
-/// Accepts connections of other members, for as long as the endpoint lives.
+/// Accepts connections of other members, for as long as the endpoint lives; without a receiver no snapshots.
 pub(super) async fn accept(
     endpoint: Endpoint,
-    receiver: Arc<snapshots::Receiver>,
+    receiver: Option<Arc<snapshots::Receiver>>,
     shared: Arc<Shared>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
         let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else { continue };
-        let (receiver, shared) = (Arc::clone(&receiver), Arc::clone(&shared));
+        let (receiver, shared) = (receiver.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
             let identified = quic::accept(incoming).await;
             let (connection, identity) = match identified {
@@ -49,7 +49,7 @@ pub(super) async fn accept(
 async fn greet(
     connection: Connection,
     name: String,
-    receiver: &Arc<snapshots::Receiver>,
+    receiver: &Option<Arc<snapshots::Receiver>>,
     shared: &Arc<Shared>,
 ) {
     let heard = timeout(HELLO_PATIENCE, hear_hello(&connection)).await;
@@ -126,7 +126,7 @@ async fn hear_hello(
 async fn serve(
     connection: &Connection,
     peer: NodeId,
-    receiver: &Arc<snapshots::Receiver>,
+    receiver: &Option<Arc<snapshots::Receiver>>,
     shared: &Arc<Shared>,
 ) {
     loop {
@@ -138,14 +138,22 @@ async fn serve(
             }
             stream = connection.accept_bi() => {
                 let Ok((send, recv)) = stream else { return };
-                let (receiver, shared) = (Arc::clone(receiver), Arc::clone(shared));
+                let (receiver, shared) = (receiver.clone(), Arc::clone(shared));
                 tokio::spawn(async move {
                     let mut frames = Frames::of(recv, PEER_FRAME_BYTES_MAX);
                     match frames.next().await {
                         Ok(first) if first.kind == FrameKind::Forward => {
                             forward::receive(&first, send, peer, &shared);
                         }
-                        Ok(first) => receiver.receive(first, frames, send, peer, &shared).await,
+                        Ok(first) if first.kind == FrameKind::Fetch => {
+                            fetch::receive(&first, send, peer, &shared).await;
+                        }
+                        Ok(first) => match receiver {
+                            Some(receiver) => {
+                                receiver.receive(first, frames, send, peer, &shared).await;
+                            }
+                            None => tracing::debug!("{peer} sends a snapshot to a node in repair"),
+                        },
                         Err(error) => tracing::debug!("a stream of {peer} broke: {error}"),
                     }
                 });

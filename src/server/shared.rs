@@ -10,6 +10,7 @@ use super::book::Book;
 use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
+use crate::proto::peer::Want;
 use crate::quic::{FrameWriter, IdMap};
 use crate::raft::{Index, Message, NodeId};
 use crate::store::Reader;
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub(super) book: watch::Sender<Arc<Book>>,
     /// The node that said that this one was removed.
     removed_by: Mutex<Option<String>>,
+    /// What nodes that repair their logs ask for.
+    fetches: Mutex<Vec<Fetch>>,
     /// Writes on their way to the leader; more are refused as `Busy`.
     pub(super) forwards: Arc<Semaphore>,
 }
@@ -51,7 +54,25 @@ impl Shared {
             streams: Mutex::default(),
             scans: Mutex::default(),
             next_stream: AtomicU64::new(0),
+            fetches: Mutex::default(),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+        }
+    }
+
+    /// Asks the next turn what its log has; dropped unanswered if too many ask.
+    pub(super) fn fetch(&self, fetch: Fetch) {
+        let mut fetches = lock(&self.fetches);
+        if fetches.len() < FETCHES_MAX {
+            fetches.push(fetch);
+            self.bell.notify_one();
+        }
+    }
+
+    /// Answers what was asked since the last call.
+    pub(super) fn answer_fetches(&self, answer: impl Fn(&Want) -> Option<Batch>) {
+        for Fetch { want, answered } in std::mem::take(&mut *lock(&self.fetches)) {
+            // Who asked may be gone.
+            let _ = answered.send(answer(&want));
         }
     }
 
@@ -65,6 +86,12 @@ impl Shared {
     pub(super) fn removed_by(&self) -> Option<String> {
         lock(&self.removed_by).clone()
     }
+}
+
+/// What a node that repairs its log asks for.
+pub(super) struct Fetch {
+    pub(super) want: Want,
+    pub(super) answered: oneshot::Sender<Option<Batch>>,
 }
 
 /// A client's stream, as answers see it.
@@ -248,6 +275,8 @@ const PEER_MESSAGES_MAX: usize = 4096;
 const STREAM_REQUESTS_MAX: usize = 16_384;
 /// Requests that wait for a turn; more are refused as `Busy`.
 const REQUESTS_MAX: usize = 65_536;
+/// Questions of nodes that repair their logs, which each ask one at a time.
+const FETCHES_MAX: usize = 16;
 /// Writes that wait for another node's answer.
 const FORWARDS_MAX: usize = 1024;
 /// Bytes of requests that wait for a turn; more are refused as `Busy`.

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::format::{BLOCK_BYTES, Kind};
 use super::terms::Terms;
 use super::{Batch, BatchBuilder, Entry, Error, Ordinal, Persisted, Place, Record, SegmentMap};
-use crate::raft::{EntryKind, HardState, Index, Term};
+use crate::raft::{HardState, Index, Term};
 
 /// How many bytes of durable entries stay in memory for followers that are nearly up to date.
 pub const MEMORY_BYTES: usize = 16 << 20;
@@ -298,52 +297,14 @@ impl Log {
             let place = self.places[(next.0 - self.first_index().0) as usize];
             let bytes_left = bytes_max.saturating_sub(builder.byte_len());
             let limit = if builder.is_empty() { usize::MAX } else { bytes_left };
-            let Some((term, kind)) = self.read_record(place, next, limit, &mut body)? else {
-                break;
-            };
+            let segment =
+                self.segments.get(&place.segment).expect("a segment outlives the places in it");
+            let read = segment.read_entry(place.offset, next, limit, &mut body)?;
+            let Some((term, kind)) = read else { break };
             builder.push(term, kind, &body);
             next = next.next();
         }
         Ok(builder.finish())
-    }
-
-    /// The entry at `place`, its body into `body`; `None` when it is longer than `limit` in the wire form.
-    fn read_record(
-        &self,
-        place: Place,
-        index: Index,
-        limit: usize,
-        body: &mut Vec<u8>,
-    ) -> Result<Option<(Term, EntryKind)>, Error> {
-        let segment =
-            self.segments.get(&place.segment).expect("a segment outlives the places in it");
-        let offset = u64::from(place.offset);
-        let corrupt = |reason: &str| Error::corrupt(&segment.path, offset, reason);
-        let mut header = [0; BLOCK_BYTES];
-        segment.map.read_at(place.offset as usize, &mut header);
-        let head = segment
-            .codec
-            .head(offset, &header)
-            .ok_or_else(|| corrupt("the header of a record changed"))?;
-        let body_bytes = head.body_bytes as usize;
-        let end = place.offset as usize + head.record_bytes();
-        let is_expected =
-            head.kind == Kind::Entry && head.index == index && end <= segment.map.bytes();
-        let kind = EntryKind::from_u8(head.flags).filter(|_| is_expected);
-        let kind =
-            kind.ok_or_else(|| corrupt("another record than the one that was written here"))?;
-        if body_bytes + super::ENTRY_HEADER_BYTES > limit {
-            return Ok(None);
-        }
-        body.clear();
-        body.resize(head.record_bytes() - BLOCK_BYTES, 0);
-        segment.map.read_at(place.offset as usize + BLOCK_BYTES, body);
-        if !segment.codec.body_is_valid(offset, &head, body) {
-            return Err(corrupt("the body of an entry changed"));
-        }
-        segment.codec.mask(body);
-        body.truncate(body_bytes);
-        Ok(Some((head.term, kind)))
     }
 
     fn drop_front(&mut self) {

@@ -19,13 +19,16 @@
 //! | 96 | 3996 | zero |
 //! | 4092 | 4 | CRC-32 of the 4092 bytes before |
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{crc, u32_at, u64_at};
+use super::segment::parse_name;
+use super::writer::Extent;
 use super::{Error, Identity};
 use crate::disk::{Disk, File};
-use crate::raft::{NodeId, Term};
+use crate::raft::{HardState, NodeId, Term};
 
 const MAGIC: &[u8; 8] = b"QCWALMRK";
 const VERSION: u16 = 1;
@@ -57,6 +60,32 @@ impl Mark {
             last_seq: 0,
             term: Term(0),
             voted_for: None,
+        }
+    }
+
+    /// What stands in for a mark that is lost: all segments that there are must exist.
+    pub(super) fn of_all(identity: Identity, names: &[String]) -> Mark {
+        let seqs: Vec<u32> = names.iter().filter_map(|name| parse_name(name)).collect();
+        Mark {
+            first_seq: seqs.iter().min().copied().unwrap_or(1),
+            last_seq: seqs.iter().max().copied().unwrap_or(0),
+            ..Mark::new(identity)
+        }
+    }
+
+    /// Whether this is [`Mark::of_all`], or the mark of a log that has nothing yet.
+    pub(super) fn is_guess(&self) -> bool {
+        self.incarnation == 0
+    }
+
+    /// A new mark for a whole log that lost its own.
+    pub(super) fn of_log(identity: Identity, hard: HardState, extents: &VecDeque<Extent>) -> Mark {
+        Mark {
+            first_seq: extents.front().map_or(1, |first| first.seq),
+            last_seq: extents.back().map_or(0, |last| last.seq),
+            term: hard.term,
+            voted_for: hard.voted_for,
+            ..Mark::new(identity)
         }
     }
 
@@ -112,37 +141,32 @@ pub(super) struct MarkFile {
 }
 
 impl MarkFile {
-    /// Opens the mark; `None` when there is none.
+    /// Opens the mark; `None` when there is none, or neither slot is valid.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when neither slot is valid.
+    /// What the disk says, but for a slot that it cannot read.
     pub(super) fn open(disk: &dyn Disk, dir: &Path) -> Result<Option<MarkFile>, Error> {
-        let path = mark_path(dir);
-        let file = match disk.open(&path) {
+        let file = match disk.open(&mark_path(dir)) {
             Ok(file) => file,
             Err(e) if e.is_not_found() => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let corrupt = || Error::corrupt(&path, 0, "neither copy of the log's mark is valid");
-        if file.bytes()? != 2 * SLOT_BYTES as u64 {
-            return Err(corrupt());
-        }
-        file.sync()?;
+        // As for segments: what counts is what the device gives back.
+        let _ = file.sync();
         file.forget_cache()?;
-        let mut bytes = vec![0; 2 * SLOT_BYTES];
-        file.read_at(0, &mut bytes)?;
-        let marks = bytes.chunks_exact(SLOT_BYTES).filter_map(Mark::decode);
-        let mark = marks.max_by_key(|mark| mark.generation).ok_or_else(corrupt)?;
-        Ok(Some(MarkFile { file, mark }))
+        let mut marks = Vec::new();
+        for slot in 0..2 {
+            let mut bytes = vec![0; SLOT_BYTES];
+            if file.read_at(slot * SLOT_BYTES as u64, &mut bytes).is_ok() {
+                marks.extend(Mark::decode(&bytes));
+            }
+        }
+        let newest = marks.into_iter().max_by_key(|mark| mark.generation);
+        Ok(newest.map(|mark| MarkFile { file, mark }))
     }
 
-    /// Makes the mark of a new log.
-    pub(super) fn create(
-        disk: &dyn Disk,
-        dir: &Path,
-        identity: Identity,
-    ) -> Result<MarkFile, Error> {
-        let mark = Mark::new(identity);
+    /// Makes the mark of a new log, or a new mark for a log that has lost its own.
+    pub(super) fn create(disk: &dyn Disk, dir: &Path, mark: Mark) -> Result<MarkFile, Error> {
         let temporary = dir.join("wal.mark.tmp");
         let file = disk.create(&temporary)?;
         file.allocate(2 * SLOT_BYTES as u64)?;

@@ -17,8 +17,10 @@
 //! **What always holds.**
 //! - Records become durable in the order in which they were handed over: what was synced is a prefix.
 //! - Every byte is covered by a CRC, seeded by the place where it belongs. Damage is an error, never an entry.
-//! - A torn end (never acknowledged) is cut and kept aside; anything else that does not fit is refused by [`open`].
+//! - A torn end (never acknowledged) is cut and kept aside; anything else that does not fit is damage, which [`open`]
+//!   reports and never cuts. [`Damaged`] says what is lacking, and writes the log anew once it is there.
 //! - A recovered segment is never appended to: each opening begins a new one, that repeats the hard state.
+//! - A full disk is no failure: records wait in order until there is room.
 //! - A segment under its final name has a durable header and the segments before it are complete and synced.
 //! - The first failure of a [`Writer`] is final: it tells the same error for ever.
 //! - Entries that are not durable yet are never dropped from memory.
@@ -27,15 +29,18 @@
 //! durable; bytes outside of a write do not change. The last acknowledged batch before a crash is attested only by the
 //! next record or the mark: if exactly that is lost, it cannot be told from a torn one.
 //!
-//! **Left out.** Repair of damage (it is refused), roles, snapshots, threads but one that prepares the next segment.
+//! **Left out.** Who has what a damaged log lacks, roles, snapshots, threads but one that prepares the next segment.
 //!
-//! **More.** Byte tables: `format.rs`, `segment.rs`, `mark.rs`. The recovery rules: `scan.rs`.
+//! **More.** Byte tables: `format.rs`, `segment.rs`, `mark.rs`. The recovery rules: `scan.rs`, `replay.rs`, `mend.rs`.
 
 mod ahead;
 mod batch;
+mod damage;
 mod format;
+mod loaded;
 mod log;
 mod mark;
+mod mend;
 mod purge;
 mod recovery;
 mod replay;
@@ -52,12 +57,15 @@ use std::sync::Arc;
 pub use batch::{
     BODY_BYTES_MAX, Batch, BatchBuilder, ENTRY_HEADER_BYTES, Entry, EntryMeta, Malformed,
 };
+pub use damage::Damage;
 pub use log::{Log, MEMORY_BYTES};
-pub use recovery::open;
-pub use writer::{Persisted, Writer};
+pub use mend::{Damaged, NotWanted};
+pub use recovery::{Opening, open};
+pub use replay::Gap;
+pub use writer::{Persisted, Room, Writer};
 
 use crate::disk;
-use crate::raft::{HardState, Index, NodeId, Term};
+use crate::raft::{EntryKind, HardState, Index, NodeId, Term};
 
 /// Whose log it is; a directory of anyone else is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,8 +179,8 @@ pub struct Recovered {
     pub snapshot: Option<(Index, Term)>,
     /// All entries after the base.
     pub entries: Vec<EntryMeta>,
-    /// What was cut off the end, in words for the operator.
-    pub torn: Option<String>,
+    /// What an operator should know of the recovery: what was cut off the end, what was set aside.
+    pub notes: Vec<String>,
 }
 
 /// Why the log cannot go on. `Clone`, because the first failure of a writer is told again for ever.
@@ -193,18 +201,18 @@ pub enum Error {
         path: PathBuf,
     },
     /// Bytes that this node wrote and may have acknowledged are gone or changed.
+    #[error("{0}. Nothing was changed")]
+    Corrupt(Damage),
+    /// A later version of this program wrote it.
     #[error(
-        "{} is damaged at offset {offset}: {reason}. Nothing was changed. Check the disk; then either restore this \
-         directory from a copy, or remove the node from the cluster and add it again under a new id with an empty \
-         data directory", path.display()
+        "{} was written in version {version} of the log's format, which this program does not know: use the one that \
+         wrote it, or a later one", path.display()
     )]
-    Corrupt {
-        /// The damaged file.
+    Version {
+        /// The file that says so.
         path: PathBuf,
-        /// Where in it.
-        offset: u64,
-        /// What does not fit.
-        reason: String,
+        /// The version that it names.
+        version: u16,
     },
     /// The directory belongs to another node or cluster.
     #[error(
@@ -232,12 +240,6 @@ pub enum Error {
     Disk(disk::Error),
 }
 
-impl Error {
-    fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> Error {
-        Error::Corrupt { path: path.to_owned(), offset, reason: reason.into() }
-    }
-}
-
 impl From<disk::Error> for Error {
     fn from(error: disk::Error) -> Error {
         match error {
@@ -262,6 +264,46 @@ struct SegmentMap {
     path: Arc<Path>,
     codec: format::Codec,
     map: Arc<dyn disk::Map>,
+}
+
+impl SegmentMap {
+    /// The entry at `offset`, its body into `body`; `None` when it is longer than `limit` in the wire form.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the disk does not hold what was written.
+    fn read_entry(
+        &self,
+        offset: u32,
+        index: Index,
+        limit: usize,
+        body: &mut Vec<u8>,
+    ) -> Result<Option<(Term, EntryKind)>, Error> {
+        let place = offset as usize;
+        let corrupt = |reason: &str| Error::Corrupt(Damage::new(&self.path, place, reason));
+        let mut header = [0; format::BLOCK_BYTES];
+        self.map.read_at(place, &mut header);
+        let head = self.codec.head(offset.into(), &header);
+        let head = head.ok_or_else(|| corrupt("the header of a record changed"))?;
+        let body_bytes = head.body_bytes as usize;
+        let is_expected = head.kind == format::Kind::Entry
+            && head.index == index
+            && place + head.record_bytes() <= self.map.bytes();
+        let kind = EntryKind::from_u8(head.flags).filter(|_| is_expected);
+        let kind =
+            kind.ok_or_else(|| corrupt("another record than the one that was written here"))?;
+        if body_bytes + ENTRY_HEADER_BYTES > limit {
+            return Ok(None);
+        }
+        body.clear();
+        body.resize(head.record_bytes() - format::BLOCK_BYTES, 0);
+        self.map.read_at(place + format::BLOCK_BYTES, body);
+        if !self.codec.body_is_valid(offset.into(), &head, body) {
+            return Err(corrupt("the body of an entry changed"));
+        }
+        self.codec.mask(body);
+        body.truncate(body_bytes);
+        Ok(Some((head.term, kind)))
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

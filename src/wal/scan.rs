@@ -1,4 +1,4 @@
-//! The walk through all records: whether they are whole, and what may be cut.
+//! The walk through all records: whether they are whole, what may be cut, and what is damaged.
 //!
 //! Every file is synced, dropped from the page cache and read with pread, never through a map: what counts is what the
 //! device has. The records are walked in order. All segments but the last must be whole up to where the next begins.
@@ -7,26 +7,29 @@
 //!
 //! | what is seen | verdict |
 //! |---|---|
-//! | `b <= D` | damage below what was acknowledged: refused |
+//! | `b <= D` | damage below what was acknowledged: noted, the walk goes on at the next valid record |
 //! | only zeros up to the end | clean end |
 //! | header never written (zero), or valid records after it | torn, or written out of order: cut from `b` |
 //! | header valid, and a sector of the body never written | torn: cut from `b` |
-//! | anything else | bytes are wrong where nothing should have torn: refused |
+//! | anything else | bytes are wrong where nothing should have torn: damage at the end |
 //!
 //! What is cut is copied to `{seq}.torn` first and stays in its place, too: the next segment's header says where the
-//! records of this one end.
+//! records of this one end. The records after `D` are handed out as [`Scan::tail`]: they are written once more before
+//! anybody speaks of them, since nothing but a second reading of the device says that they are there.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::format::{BLOCK_BYTES, Codec, Head, Kind, SECTOR_BYTES};
-use super::mark::{Mark, mark_path};
+use super::damage::Damage;
+use super::format::{BLOCK_BYTES, Head, Kind};
+use super::loaded::{Loaded, Segment};
+use super::mark::Mark;
 use super::replay::Replay;
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, segment_path, torn_path};
 use super::writer::Extent;
 use super::{Error, Identity, Place, SegmentMap};
-use crate::disk::{Access, Disk};
+use crate::disk::Disk;
 use crate::raft::Index;
 
 /// Refuses what belongs to someone else.
@@ -41,6 +44,13 @@ pub(super) fn check_identity(
     Ok(())
 }
 
+/// A record that nothing attests.
+pub(super) struct Tail {
+    pub(super) head: Head,
+    pub(super) place: Place,
+    pub(super) body: Vec<u8>,
+}
+
 /// The walk through all segments.
 pub(super) struct Scan {
     disk: Arc<dyn Disk>,
@@ -50,23 +60,20 @@ pub(super) struct Scan {
     pub(super) replay: Replay,
     pub(super) segments: BTreeMap<u32, SegmentMap>,
     pub(super) extents: VecDeque<Extent>,
-    /// Ordinal and `body_crc` of the last good record.
+    /// Ordinal and `body_crc` of the last record in `replay`; the CRC is not known after a loss.
     pub(super) ordinal: u64,
-    pub(super) crc: u32,
+    pub(super) crc: Option<u32>,
     /// The highest ordinal that something attests as durable.
-    durable: u64,
+    pub(super) durable: u64,
     pub(super) incarnation: u64,
     pub(super) torn: Option<String>,
+    pub(super) damages: Vec<Damage>,
+    /// Records that nothing attests, in order; they are not in `replay`.
+    pub(super) tail: Vec<Tail>,
+    /// What is wrong after them, if anything is.
+    suspect: bool,
     /// Where the last segment begins, when it holds only what every segment repeats.
-    empty_last: Option<(u64, u32)>,
-}
-
-/// One segment in memory.
-struct Segment {
-    path: PathBuf,
-    header: SegmentHeader,
-    codec: Codec,
-    bytes: Vec<u8>,
+    empty_last: Option<(u64, Option<u32>)>,
 }
 
 impl Scan {
@@ -80,41 +87,54 @@ impl Scan {
             segments: BTreeMap::new(),
             extents: VecDeque::new(),
             ordinal: 0,
-            crc: 0,
+            crc: Some(0),
             durable: mark.durable,
             incarnation: mark.incarnation,
             torn: None,
+            damages: Vec::new(),
+            tail: Vec::new(),
+            suspect: false,
             empty_last: None,
         }
     }
 
-    /// Walks the segments in order.
-    pub(super) fn run(&mut self, seqs: &[u32]) -> Result<(), Error> {
-        let mut following = seqs.first().map(|seq| self.load(*seq)).transpose()?;
-        if let Some(first) = &following {
-            (self.ordinal, self.crc) =
-                (first.header.first_ordinal.saturating_sub(1), first.header.prev_crc);
-        }
-        for place in 0..seqs.len() {
-            let segment = following.take().expect("loaded in the round before");
-            following = seqs.get(place + 1).map(|seq| self.load(*seq)).transpose()?;
-            self.check_header(&segment)?;
-            let end = following.as_ref().map(|next| next.header.first_ordinal.saturating_sub(1));
-            self.walk(&segment, end)?;
+    /// Walks the segments that the mark names, and one more if it is there.
+    ///
+    /// # Errors
+    /// What the disk says; [`Error::Foreign`], [`Error::Version`]. Damage is no error here.
+    pub(super) fn run(&mut self, first_seq: u32, last_seq: u32) -> Result<(), Error> {
+        let mut following = match first_seq <= last_seq {
+            true => self.load(first_seq)?,
+            false => None,
+        };
+        for seq in first_seq..=last_seq {
+            let segment = following.take();
+            following = match seq < last_seq {
+                true => self.load(seq + 1)?,
+                false => None,
+            };
+            let Some(segment) = segment else {
+                if seq == last_seq {
+                    // Nobody says how far it went: at least one record of it is lost.
+                    self.lose_up_to(self.durable.max(self.ordinal + 1));
+                }
+                continue;
+            };
+            self.enter(&segment.header, &segment.path);
+            if seq == last_seq {
+                self.walk_last(&segment)?;
+            } else if let Some(next) = &following {
+                self.walk(&segment, next.header.first_ordinal - 1);
+            } else {
+                // The next one is gone: this one is good as far as it goes.
+                self.walk(&segment, u64::MAX);
+            }
         }
         if self.ordinal < self.durable {
-            // Only reached without any segment: with one, the walk has told where.
-            return Err(Error::corrupt(&self.dir, 0, "acknowledged records are missing"));
-        }
-        let (hard, mark) = (self.replay.hard, self.mark);
-        let vote_is_lost =
-            mark.term == hard.term && mark.voted_for.is_some() && mark.voted_for != hard.voted_for;
-        if mark.term > hard.term || vote_is_lost {
-            return Err(Error::corrupt(
-                &mark_path(&self.dir),
-                0,
-                "the log lost a term or vote that the mark knows",
-            ));
+            self.lose_up_to(self.durable);
+            if self.damages.is_empty() {
+                self.damages.push(Damage::new(&self.dir, 0, "acknowledged records are missing"));
+            }
         }
         Ok(())
     }
@@ -130,128 +150,202 @@ impl Scan {
         }
     }
 
-    fn load(&mut self, seq: u32) -> Result<Segment, Error> {
+    /// The segment, or `None` if it is gone, which is noted.
+    fn load(&mut self, seq: u32) -> Result<Option<Segment>, Error> {
         let path = segment_path(&self.dir, seq);
-        let file = self.disk.open(&path)?;
-        file.sync()?;
-        file.forget_cache()?;
-        let length = file.bytes()?;
-        if length < SEGMENT_HEADER_BYTES as u64 || length > u64::from(u32::MAX) {
-            return Err(Error::corrupt(&path, 0, format!("a segment of {length} bytes")));
-        }
-        let mut bytes = vec![0; length as usize];
-        file.read_at(0, &mut bytes)?;
-        let header = SegmentHeader::decode(&path, &bytes[..SEGMENT_HEADER_BYTES])?;
-        check_identity(&path, self.identity, header.identity)?;
-        if header.seq != seq || header.first_ordinal == 0 {
-            return Err(Error::corrupt(
-                &path,
-                0,
-                format!("the header is that of segment {:x}", header.seq),
-            ));
-        }
-        if header.bytes != length {
-            let reason = format!("the file has {length} bytes instead of {}", header.bytes);
-            return Err(Error::corrupt(&path, length.min(header.bytes), reason));
-        }
-        let codec = Codec::new(header.salt);
-        let map = file.map(Access::Read)?;
-        let shared = SegmentMap { seq, path: path.as_path().into(), codec: codec.clone(), map };
-        self.segments.insert(seq, shared);
-        self.extents.push_back(Extent { seq, index_max: Index(0) });
-        // A segment gets its name only when all before it are durable.
-        self.durable = self.durable.max(header.first_ordinal - 1);
-        self.incarnation = self.incarnation.max(header.incarnation);
-        Ok(Segment { path, header, codec, bytes })
+        let lost = match Segment::load(&*self.disk, path.clone())? {
+            Loaded::Segment(segment) if segment.header.seq != seq => {
+                format!("the header is that of segment {:x}", segment.header.seq)
+            }
+            Loaded::Segment(segment) => {
+                check_identity(&path, self.identity, segment.header.identity)?;
+                let shared = segment.shared()?;
+                self.segments.insert(seq, shared);
+                self.extents.push_back(Extent { seq, index_max: Index(0) });
+                // A segment gets its name only when all before it are durable, and what it begins with.
+                let header = &segment.header;
+                self.durable = self.durable.max(header.first_ordinal - 1).max(header.born_ordinal);
+                self.incarnation = self.incarnation.max(header.incarnation);
+                return Ok(Some(*segment));
+            }
+            Loaded::Missing => "the segment is missing".to_owned(),
+            Loaded::Headless(reason) => reason.to_owned(),
+        };
+        self.damages.push(Damage::new(&path, 0, lost));
+        Ok(None)
     }
 
-    fn check_header(&self, segment: &Segment) -> Result<(), Error> {
-        let header = &segment.header;
-        if header.first_ordinal != self.ordinal + 1 || header.prev_crc != self.crc {
-            return Err(Error::corrupt(
-                &segment.path,
-                0,
-                "the segment does not continue the one before it",
-            ));
+    /// The records go on with this segment.
+    fn enter(&mut self, header: &SegmentHeader, path: &Path) {
+        let before = header.first_ordinal - 1;
+        if self.extents.front().is_some_and(|first| first.seq == header.seq) {
+            // The first segment: those before it were purged, unless the mark knows of them.
+            if header.seq == self.mark.first_seq {
+                (self.ordinal, self.crc) = (before, Some(header.prev_crc));
+            } else {
+                self.lose_up_to(before.max(self.ordinal + 1));
+            }
         }
+        if before > self.ordinal {
+            self.lose_up_to(before);
+        }
+        if before < self.ordinal || self.crc.is_some_and(|crc| crc != header.prev_crc) {
+            let reason = "the segment does not continue the one before it";
+            self.damages.push(Damage::new(path, 0, reason));
+            self.replay.lose(2);
+        }
+        (self.ordinal, self.crc) = (before, Some(header.prev_crc));
+    }
+
+    /// Walks a segment that is followed by another: to the record `end`.
+    fn walk(&mut self, segment: &Segment, end: u64) {
+        let mut offset = SEGMENT_HEADER_BYTES;
+        while self.ordinal < end {
+            offset = match self.step(segment, offset) {
+                Some(next) => next,
+                // Of a segment whose successor is gone nobody knows how far it goes.
+                None if end == u64::MAX && segment.is_blank_from(offset) => return,
+                None => match self.pass(segment, offset, end) {
+                    Some(next) => next,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Walks the last segment, as far as there are records, and decides about its end.
+    fn walk_last(&mut self, segment: &Segment) -> Result<(), Error> {
+        let heads = segment.heads_after(SEGMENT_HEADER_BYTES, self.ordinal);
+        let attested = heads.map(|(_, head)| head.durable).max().unwrap_or(0);
+        self.durable = self.durable.max(attested);
+        let (start, damages) = ((self.ordinal, self.crc), self.damages.len());
+        let mut offset = SEGMENT_HEADER_BYTES;
+        let mut is_opening = true;
+        while self.ordinal < self.durable {
+            let next = self.step(segment, offset);
+            is_opening &= segment.head(offset).is_none_or(|head| is_repeated(head.kind));
+            let next = next.or_else(|| self.pass(segment, offset, self.durable));
+            let Some(next) = next else { return Ok(()) };
+            offset = next;
+        }
+        offset = self.take_tail(segment, offset);
+        self.judge_end(segment, offset)?;
+        // With more records than the next segment will repeat, its ordinals would fall behind the mark.
+        let is_whole = self.torn.is_none() && self.damages.len() == damages;
+        let repeated = 2 + u64::from(self.replay.snapshot.is_some());
+        let is_empty = self.tail.is_empty() && is_opening && self.ordinal - start.0 <= repeated;
+        self.empty_last = (is_whole && is_empty).then_some(start);
         Ok(())
     }
 
-    /// Walks one segment: to the record `end`, or in the last segment (`None`) as far as there are records.
-    fn walk(&mut self, segment: &Segment, end: Option<u64>) -> Result<(), Error> {
-        let mut offset = SEGMENT_HEADER_BYTES;
-        let start = (self.ordinal, self.crc);
-        let mut is_opening = true;
-        while end.is_none_or(|end| self.ordinal < end) {
-            let Some((head, masked)) = segment.record(offset) else { break };
-            if head.ordinal != self.ordinal + 1 || head.prev_crc != self.crc {
-                return Err(
-                    segment.corrupt(offset, "a record that does not follow the one before it")
-                );
-            }
-            // Only hard states are looked into: the bodies of entries stay on the disk.
-            let wanted = if head.kind == Kind::Hard { head.body_bytes as usize } else { 0 };
-            let mut body = masked[..wanted].to_vec();
+    /// Takes the valid records that nothing attests, and gives the place after them.
+    fn take_tail(&mut self, segment: &Segment, mut offset: usize) -> usize {
+        let (mut ordinal, mut crc) = (self.ordinal, self.crc);
+        while let Some((head, masked)) = segment.record(offset)
+            && head.ordinal == ordinal + 1
+            && crc.is_none_or(|crc| crc == head.prev_crc)
+        {
+            let mut body = masked.to_vec();
             segment.codec.mask(&mut body);
+            body.truncate(head.body_bytes as usize);
             let place = Place { segment: segment.header.seq, offset: offset as u32 };
-            self.replay
-                .apply(&head, &body, place)
-                .map_err(|reason| segment.corrupt(offset, reason))?;
-            self.note(&head, segment.header.seq);
-            is_opening &= matches!(head.kind, Kind::Hard | Kind::SnapMark | Kind::Position);
-            (self.ordinal, self.crc) = (head.ordinal, head.body_crc);
+            self.tail.push(Tail { head, place, body });
+            (ordinal, crc) = (head.ordinal, Some(head.body_crc));
             offset += head.record_bytes();
         }
-        match end {
-            None => {
-                self.judge_end(segment, offset)?;
-                // With more records than the next segment will repeat, its ordinals would fall behind the mark.
-                let repeated = 2 + u64::from(self.replay.snapshot.is_some());
-                let is_empty =
-                    is_opening && self.torn.is_none() && self.ordinal - start.0 <= repeated;
-                self.empty_last = is_empty.then_some(start);
-                Ok(())
+        offset
+    }
+
+    /// Takes in the tail as it lies; for a log that is not gone on with.
+    pub(super) fn apply_tail(&mut self) {
+        for Tail { head, place, body } in std::mem::take(&mut self.tail) {
+            if let Err(reason) = self.replay.apply(&head, &body, place) {
+                let path = segment_path(&self.dir, place.segment);
+                self.damages.push(Damage::new(&path, place.offset as usize, reason));
+                self.replay.lose(2);
             }
-            Some(end) if self.ordinal == end => Ok(()),
-            Some(end) => {
-                let reason = format!(
-                    "record {} is damaged; {end} and more were acknowledged",
-                    self.ordinal + 1
-                );
-                Err(segment.corrupt(offset, reason))
-            }
+            self.ordinal = head.ordinal;
+        }
+        if std::mem::take(&mut self.suspect) {
+            self.replay.lose(1);
         }
     }
 
-    fn note(&mut self, head: &Head, seq: u32) {
+    /// Takes in the record at `offset` if it is the next one, and gives the place of the one after it.
+    fn step(&mut self, segment: &Segment, offset: usize) -> Option<usize> {
+        let head = segment.head(offset)?;
+        let follows = self.crc.is_none_or(|crc| crc == head.prev_crc);
+        if head.ordinal != self.ordinal + 1 || !follows {
+            return None;
+        }
+        let place = Place { segment: segment.header.seq, offset: offset as u32 };
+        let applied = match segment.record(offset) {
+            Some((head, masked)) => {
+                // Only hard states are looked into: the bodies of entries stay on the disk.
+                let wanted = if head.kind == Kind::Hard { head.body_bytes as usize } else { 0 };
+                let mut body = masked[..wanted].to_vec();
+                segment.codec.mask(&mut body);
+                self.replay.apply(&head, &body, place)
+            }
+            None => {
+                let reason = format!("the body of record {} changed", head.ordinal);
+                self.damages.push(Damage::new(&segment.path, offset, reason));
+                self.replay.apply_bodiless(&head)
+            }
+        };
+        if let Err(reason) = applied {
+            self.damages.push(Damage::new(&segment.path, offset, reason));
+            // Something is wrong that no loss explains.
+            self.replay.lose(2);
+        }
         self.durable = self.durable.max(head.durable);
-        let extent = self.extents.iter_mut().rev().find(|extent| extent.seq == seq);
-        let extent = extent.expect("every loaded segment has an extent");
-        if head.kind == Kind::Entry {
+        if head.kind == Kind::Entry
+            && let Some(extent) = self.extents.iter_mut().rev().find(|e| e.seq == place.segment)
+        {
             extent.index_max = extent.index_max.max(head.index);
         }
+        (self.ordinal, self.crc) = (head.ordinal, Some(head.body_crc));
+        Some(offset + head.record_bytes())
     }
 
-    /// Decides about the end of the last segment, see the table above.
-    fn judge_end(&mut self, segment: &Segment, offset: usize) -> Result<(), Error> {
-        let expected = self.ordinal + 1;
-        let later = segment.later_records(offset, expected);
-        let attested = later.iter().map(|head| head.durable).max().unwrap_or(0).max(self.durable);
-        if expected <= attested {
-            let reason = format!(
-                "record {expected} is missing or damaged, but all up to {attested} were durable"
-            );
-            return Err(segment.corrupt(offset, reason));
+    /// Passes damage at `offset`: gives the place of the next record, at most number `end`, if there is one.
+    fn pass(&mut self, segment: &Segment, offset: usize, end: u64) -> Option<usize> {
+        let next = segment
+            .heads_after(offset + BLOCK_BYTES, self.ordinal + 1)
+            .find(|(_, head)| head.ordinal <= end);
+        let last = next.map_or(end, |(_, head)| head.ordinal - 1);
+        let (first, end_is_known) = (self.ordinal + 1, last < u64::MAX);
+        let last = if end_is_known { last } else { first };
+        let reason = match first == last {
+            true => format!("record {first} is missing or damaged"),
+            false => format!("records {first} to {last} are missing or damaged"),
+        };
+        self.damages.push(Damage::new(&segment.path, offset, reason));
+        self.lose_up_to(last);
+        next.map(|(place, _)| place)
+    }
+
+    fn lose_up_to(&mut self, last: u64) {
+        if last > self.ordinal {
+            self.replay.lose(last - self.ordinal);
+            (self.ordinal, self.crc) = (last, None);
         }
-        let rest = &segment.bytes[offset..];
-        if rest.iter().all(|byte| *byte == 0) {
+    }
+
+    /// Decides about the end of the last segment, see the table above: all that is attested lies before it.
+    fn judge_end(&mut self, segment: &Segment, offset: usize) -> Result<(), Error> {
+        let expected = self.tail.last().map_or(self.ordinal, |last| last.head.ordinal) + 1;
+        if offset >= segment.bytes.len() || segment.is_blank_from(offset) {
             return Ok(());
         }
-        if later.is_empty() && !segment.is_torn(offset) {
+        let is_out_of_order = segment.heads_after(offset, expected).next().is_some();
+        if !is_out_of_order && !segment.is_torn(offset) {
             let reason = format!(
                 "record {expected} is wrong in a way that no crash explains; it may have been acknowledged"
             );
-            return Err(segment.corrupt(offset, reason));
+            self.damages.push(Damage::new(&segment.path, offset, reason));
+            self.suspect = true;
+            return Ok(());
         }
         self.cut(segment, offset)
     }
@@ -274,49 +368,7 @@ impl Scan {
     }
 }
 
-impl Segment {
-    /// The record at `offset`: header and body on disk, if all of it is valid.
-    fn record(&self, offset: usize) -> Option<(Head, &[u8])> {
-        let head = self.head(offset)?;
-        let masked = self.bytes.get(offset + BLOCK_BYTES..offset + head.record_bytes())?;
-        self.codec.body_is_valid(offset as u64, &head, masked).then_some((head, masked))
-    }
-
-    fn head(&self, offset: usize) -> Option<Head> {
-        let header = self.bytes.get(offset..offset + BLOCK_BYTES)?;
-        self.codec.head(offset as u64, header.try_into().expect("the range has 64 bytes"))
-    }
-
-    /// Valid headers behind a bad record, that come after it in order.
-    fn later_records(&self, offset: usize, expected: u64) -> Vec<Head> {
-        let offsets = (offset..self.bytes.len()).step_by(BLOCK_BYTES);
-        offsets
-            .filter_map(|offset| self.head(offset))
-            .filter(|head| head.ordinal > expected)
-            .collect()
-    }
-
-    /// Whether the bad record at `offset` has a part that was never written: its header, or a sector of its body.
-    /// Written bytes are never all zero (see `format.rs`).
-    fn is_torn(&self, offset: usize) -> bool {
-        // The first word is what a store through a map writes last.
-        if self.bytes[offset..offset + 8].iter().all(|byte| *byte == 0) {
-            return true;
-        }
-        let Some(head) = self.head(offset) else { return false };
-        let end = (offset + head.record_bytes()).min(self.bytes.len());
-        let mut start = offset;
-        while start < end {
-            let next = ((start / SECTOR_BYTES + 1) * SECTOR_BYTES).min(end);
-            if self.bytes[start..next].iter().all(|byte| *byte == 0) {
-                return true;
-            }
-            start = next;
-        }
-        false
-    }
-
-    fn corrupt(&self, offset: usize, reason: impl Into<String>) -> Error {
-        Error::corrupt(&self.path, offset as u64, reason)
-    }
+/// Whether every segment begins with such a record.
+fn is_repeated(kind: Kind) -> bool {
+    matches!(kind, Kind::Hard | Kind::SnapMark | Kind::Position)
 }

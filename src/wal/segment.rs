@@ -15,13 +15,14 @@
 //! | 56 | 8 | ordinal of the first record |
 //! | 64 | 8 | salt, random |
 //! | 72 | 8 | length of the file |
-//! | 80 | 1964 | zero |
+//! | 80 | 8 | ordinal of the last record that was in it when it got its name |
+//! | 88 | 1956 | zero |
 //! | 2044 | 4 | CRC-32 of the 2044 bytes before |
 
 use std::path::{Path, PathBuf};
 
+use super::Identity;
 use super::format::{crc, u32_at, u64_at};
-use super::{Error, Identity};
 use crate::raft::NodeId;
 
 /// Where the records begin.
@@ -42,6 +43,17 @@ pub(super) struct SegmentHeader {
     pub(super) first_ordinal: u64,
     pub(super) salt: u64,
     pub(super) bytes: u64,
+    /// A segment gets its name when everything up to here is durable.
+    pub(super) born_ordinal: u64,
+}
+
+/// What the first 4 KiB of a file are.
+pub(super) enum Header {
+    Good(SegmentHeader),
+    /// No header, or two damaged copies.
+    Bad,
+    /// A sound header of a version that is not known here.
+    Version(u16),
 }
 
 impl SegmentHeader {
@@ -58,29 +70,26 @@ impl SegmentHeader {
         copy[56..64].copy_from_slice(&self.first_ordinal.to_le_bytes());
         copy[64..72].copy_from_slice(&self.salt.to_le_bytes());
         copy[72..80].copy_from_slice(&self.bytes.to_le_bytes());
+        copy[80..88].copy_from_slice(&self.born_ordinal.to_le_bytes());
         let sum = crc(0, &[&copy[..CRC_OFFSET]]);
         copy[CRC_OFFSET..].copy_from_slice(&sum.to_le_bytes());
         copy.repeat(SEGMENT_HEADER_BYTES / COPY_BYTES)
     }
 
-    /// The header of the file whose first 4 KiB these are; one good copy is enough.
-    pub(super) fn decode(path: &Path, block: &[u8]) -> Result<SegmentHeader, Error> {
-        let corrupt = |reason: &str| Error::corrupt(path, 0, reason);
+    /// Looks at the first 4 KiB of a file; one good copy is enough.
+    pub(super) fn decode(block: &[u8]) -> Header {
         let is_valid = |copy: &&[u8]| {
             copy[0..8] == *MAGIC && crc(0, &[&copy[..CRC_OFFSET]]) == u32_at(copy, CRC_OFFSET)
         };
-        let copy = block
-            .chunks_exact(COPY_BYTES)
-            .find(is_valid)
-            .ok_or_else(|| corrupt("both copies of the segment's header are damaged"))?;
-        if copy[8..10] != VERSION.to_le_bytes() {
-            return Err(corrupt("written by a version of this program that is not known here"));
+        let Some(copy) = block.chunks_exact(COPY_BYTES).find(is_valid) else { return Header::Bad };
+        let version = u16::from_le_bytes([copy[8], copy[9]]);
+        if version != VERSION {
+            return Header::Version(version);
         }
         let mut cluster = [0; 16];
         cluster.copy_from_slice(&copy[16..32]);
-        let seq =
-            u32::try_from(u64_at(copy, 48)).map_err(|_| corrupt("impossible segment number"))?;
-        Ok(SegmentHeader {
+        let Ok(seq) = u32::try_from(u64_at(copy, 48)) else { return Header::Bad };
+        let header = SegmentHeader {
             prev_crc: u32_at(copy, 12),
             identity: Identity { cluster, node: NodeId(u64_at(copy, 32)) },
             incarnation: u64_at(copy, 40),
@@ -88,7 +97,10 @@ impl SegmentHeader {
             first_ordinal: u64_at(copy, 56),
             salt: u64_at(copy, 64),
             bytes: u64_at(copy, 72),
-        })
+            born_ordinal: u64_at(copy, 80),
+        };
+        let is_possible = header.bytes > SEGMENT_HEADER_BYTES as u64 && header.first_ordinal > 0;
+        if is_possible { Header::Good(header) } else { Header::Bad }
     }
 }
 
@@ -102,6 +114,26 @@ pub(super) fn temporary_path(dir: &Path, seq: u32) -> PathBuf {
     dir.join(format!("{seq:016x}.tmp"))
 }
 
+/// The path of a segment of a mended log that is not yet the node's log.
+pub(super) fn mending_path(dir: &Path, seq: u32) -> PathBuf {
+    dir.join(format!("{seq:016x}.mend"))
+}
+
+/// The number in the name of a segment of a mended log.
+pub(super) fn parse_mending_name(name: &str) -> Option<u32> {
+    parse(name.strip_suffix(".mend")?)
+}
+
+/// Where a file is kept that has the name of a segment and is none of this log.
+pub(super) fn stray_path(dir: &Path, seq: u32) -> PathBuf {
+    dir.join(format!("{seq:016x}.stray"))
+}
+
+/// Where a damaged segment is kept for whoever wants to look into it.
+pub(super) fn damaged_path(dir: &Path, seq: u32) -> PathBuf {
+    dir.join(format!("{seq:016x}.damaged"))
+}
+
 /// The path of the tail that was cut off a segment.
 pub(super) fn torn_path(dir: &Path, seq: u32) -> PathBuf {
     dir.join(format!("{seq:016x}.torn"))
@@ -109,6 +141,9 @@ pub(super) fn torn_path(dir: &Path, seq: u32) -> PathBuf {
 
 /// The number in a segment's name, if it is one.
 pub(super) fn parse_name(name: &str) -> Option<u32> {
-    let digits = name.strip_suffix(".wal")?;
+    parse(name.strip_suffix(".wal")?)
+}
+
+fn parse(digits: &str) -> Option<u32> {
     (digits.len() == 16).then(|| u32::from_str_radix(digits, 16).ok()).flatten()
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::ahead::{Ahead, Blank, Plan};
 use super::format::{Codec, Head, Kind, encode_vote, mix, record_bytes};
 use super::mark::MarkFile;
-use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, segment_path};
+use super::scan::Tail;
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, mending_path, segment_path};
 use super::terms::Terms;
 use super::{Batch, Error, Identity, LogIo, Options, Ordinal, Place, Record, SegmentMap};
 use crate::disk::{Disk, File, Lock};
@@ -18,14 +19,26 @@ use crate::raft::{HardState, Index, Term};
 pub struct Persisted {
     /// All records up to here are durable.
     pub durable: Ordinal,
-    /// The next segment cannot be made: the disk is full. What is left of the present one is the reserve; refuse
-    /// growth; [`Writer::idle`] tells when there is room again.
-    pub no_space: bool,
+    /// Whether there is room for more.
+    pub room: Room,
     /// Where the entries of each batch lie.
     pub(super) located: Vec<(Ordinal, Vec<Place>)>,
     pub(super) opened: Vec<SegmentMap>,
     /// Segments before this one are gone.
     pub(super) first_segment: u32,
+}
+
+/// How much more can be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Room {
+    /// The next segment is there, or on its way.
+    #[default]
+    Ample,
+    /// The next segment cannot be made: the disk is full. What is left of the present one is the reserve: refuse growth.
+    Reserve,
+    /// The reserve is used up, too: records wait for room, in order. [`Writer::idle`] goes on with them when there is
+    /// some; nothing was lost and nothing failed.
+    None,
 }
 
 /// Brings records to the disk. One owner, one thread; the directory stays locked while it lives.
@@ -39,7 +52,12 @@ pub struct Writer {
     pub(super) options: Options,
     pub(super) incarnation: u64,
     pub(super) mark: MarkFile,
-    /// `None` only until the first rotation, which [`super::open`] makes.
+    /// The number of the next segment.
+    pub(super) next_seq: u32,
+    /// Whether the segments are those of a log that is being mended: they are not yet the node's log, see
+    /// [`super::Damaged::mend`].
+    pub(super) is_mending: bool,
+    /// `None` only until the first segment, which [`super::open`] begins.
     pub(super) active: Option<Active>,
     pub(super) ahead: Ahead,
     /// All segments, oldest first; the last is the active one.
@@ -56,8 +74,12 @@ pub struct Writer {
     pub(super) terms: Terms,
     pub(super) opened: Vec<SegmentMap>,
     pub(super) done: Ordinal,
+    /// Records that wait for room.
+    pub(super) backlog: VecDeque<(Ordinal, Record)>,
+    /// Where the entries of the first of them lie that are written already.
+    pub(super) partial: Vec<Place>,
     /// What the last report said about room.
-    pub(super) reported_no_space: bool,
+    pub(super) reported: Room,
     pub(super) failure: Option<Error>,
     pub(super) _lock: Box<dyn Lock>,
 }
@@ -106,15 +128,25 @@ impl Writer {
             if writer.ahead.has_failed() {
                 writer.prepare_next();
             }
-            let is_news = writer.has_room() == writer.reported_no_space;
+            if !writer.backlog.is_empty() {
+                let report = writer.write_all(Vec::new())?;
+                return Ok(
+                    (!report.located.is_empty() || report.room != Room::None).then_some(report)
+                );
+            }
+            let is_news = writer.room() != writer.reported;
             Ok(is_news.then(|| writer.report(Vec::new())))
         })
     }
 
-    /// Whether the next segment is there or on its way.
-    pub(super) fn has_room(&mut self) -> bool {
+    /// Whether there is room for more.
+    pub(super) fn room(&mut self) -> Room {
         self.ahead.poll();
-        !self.ahead.has_failed()
+        match self.ahead.has_failed() {
+            _ if !self.backlog.is_empty() => Room::None,
+            true => Room::Reserve,
+            false => Room::Ample,
+        }
     }
 
     /// The first failure, if there was one.
@@ -132,21 +164,34 @@ impl Writer {
         work(self).inspect_err(|failure| self.failure = Some(failure.clone()))
     }
 
-    fn write_all(&mut self, records: Vec<(Ordinal, Record)>) -> Result<Persisted, Error> {
+    pub(super) fn write_all(
+        &mut self,
+        records: Vec<(Ordinal, Record)>,
+    ) -> Result<Persisted, Error> {
+        self.backlog.extend(records);
         let mut located = Vec::new();
         let mut purge = None;
-        for (ordinal, record) in records {
+        while let Some((ordinal, record)) = self.backlog.pop_front() {
             assert!(ordinal > self.done, "record {ordinal:?} after {:?}", self.done);
-            self.done = ordinal;
-            match record {
-                Record::Entries(batch) => located.push((ordinal, self.write_entries(&batch)?)),
-                Record::Purge { below } => purge = Some(below),
-                Record::Reset { index, term } => {
-                    self.write_small(Record::Reset { index, term })?;
-                    purge = purge.max(Some(Index(0)));
+            let is_written = match &record {
+                Record::Entries(batch) => self.write_entries(batch)?,
+                Record::Purge { below } => {
+                    purge = purge.max(Some(*below));
+                    true
                 }
                 small => self.write_small(small)?,
+            };
+            if !is_written {
+                self.backlog.push_front((ordinal, record));
+                purge = purge.max(self.overtake());
+                break;
             }
+            match record {
+                Record::Entries(_) => located.push((ordinal, std::mem::take(&mut self.partial))),
+                Record::Reset { .. } => purge = purge.max(Some(Index(0))),
+                _ => {}
+            }
+            self.done = ordinal;
         }
         self.sync()?;
         let mark = self.mark.mark();
@@ -159,76 +204,104 @@ impl Writer {
         Ok(self.report(located))
     }
 
+    /// What makes room does not wait for room: the snapshots and purges in the backlog are known at once.
+    fn overtake(&mut self) -> Option<Index> {
+        let mut purge = None;
+        for (_, record) in &self.backlog {
+            match *record {
+                Record::SnapMark { index, term } => {
+                    self.snapshot = self.snapshot.max(Some((index, term)));
+                }
+                Record::Purge { below } => purge = purge.max(Some(below)),
+                Record::Entries(_)
+                | Record::Hard(_)
+                | Record::Truncate { .. }
+                | Record::Reset { .. } => {}
+            }
+        }
+        purge
+    }
+
     pub(super) fn report(&mut self, located: Vec<(Ordinal, Vec<Place>)>) -> Persisted {
-        self.reported_no_space = !self.has_room();
+        self.reported = self.room();
         Persisted {
             durable: self.done,
-            no_space: self.reported_no_space,
+            room: self.reported,
             located,
             opened: std::mem::take(&mut self.opened),
             first_segment: self.segments.front().map_or(0, |segment| segment.seq),
         }
     }
 
-    fn write_entries(&mut self, batch: &Batch) -> Result<Vec<Place>, Error> {
-        let mut places = Vec::with_capacity(batch.len());
-        for (entry, body) in batch.lent() {
-            let place =
-                self.write(Kind::Entry, entry.kind as u8, (entry.index, entry.term), body)?;
+    /// Writes the entries of a batch that are not written yet; false if there is no room for all.
+    fn write_entries(&mut self, batch: &Batch) -> Result<bool, Error> {
+        self.partial.reserve(batch.len() - self.partial.len());
+        for (entry, body) in batch.lent().skip(self.partial.len()) {
             assert_eq!(entry.index, self.terms.last().0.next(), "entries must follow the last one");
+            let at = (entry.index, entry.term);
+            let Some(place) = self.write(Kind::Entry, entry.kind as u8, at, body)? else {
+                return Ok(false);
+            };
             self.terms.push(entry.term);
             let extent = self.segments.back_mut().expect("the active segment is the last one");
             extent.index_max = extent.index_max.max(entry.index);
-            places.push(place);
+            self.partial.push(place);
         }
-        Ok(places)
+        Ok(true)
     }
 
-    fn write_small(&mut self, record: Record) -> Result<(), Error> {
-        match record {
+    /// Writes any other record; false if there is no room for it.
+    fn write_small(&mut self, record: &Record) -> Result<bool, Error> {
+        let (kind, at, body) = match *record {
             Record::Hard(hard) => {
-                self.write(Kind::Hard, 0, (hard.commit_index, hard.term), &encode_vote(hard))?;
-                self.hard = hard;
+                (Kind::Hard, (hard.commit_index, hard.term), Some(encode_vote(hard)))
             }
             Record::Truncate { from } => {
                 let term_before = self.terms.term(from.previous()).unwrap_or_default();
-                self.write(Kind::Truncate, 0, (from, term_before), &[])?;
-                self.terms.truncate(from, term_before);
+                (Kind::Truncate, (from, term_before), None)
             }
-            Record::SnapMark { index, term } => {
-                self.write(Kind::SnapMark, 0, (index, term), &[])?;
-                self.snapshot = self.snapshot.max(Some((index, term)));
-            }
-            Record::Reset { index, term } => {
-                let place = self.write(Kind::Reset, 0, (index, term), &[])?;
-                self.snapshot = self.snapshot.max(Some((index, term)));
-                self.terms = Terms::new((index, term));
+            Record::SnapMark { index, term } => (Kind::SnapMark, (index, term), None),
+            Record::Reset { index, term } => (Kind::Reset, (index, term), None),
+            Record::Entries(_) | Record::Purge { .. } => unreachable!("handled by the caller"),
+        };
+        let body = body.as_ref().map_or(&[][..], |body| &body[..]);
+        let Some(place) = self.write(kind, 0, at, body)? else { return Ok(false) };
+        match *record {
+            Record::Hard(hard) => self.hard = hard,
+            Record::Truncate { from } => self.terms.truncate(from, at.1),
+            Record::SnapMark { .. } => self.snapshot = self.snapshot.max(Some(at)),
+            Record::Reset { .. } => {
+                self.snapshot = self.snapshot.max(Some(at));
+                self.terms = Terms::new(at);
                 self.dead_before = place.segment;
             }
             Record::Entries(_) | Record::Purge { .. } => unreachable!("handled by the caller"),
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Encodes one record into the active segment, or into the next when it does not fit.
+    /// Encodes one record into the active segment, or into the next when it does not fit; `None` if there is no room
+    /// for that.
     fn write(
         &mut self,
         kind: Kind,
         flags: u8,
         at: (Index, Term),
         body: &[u8],
-    ) -> Result<Place, Error> {
+    ) -> Result<Option<Place>, Error> {
         let bytes = record_bytes(body.len());
         if self.active.as_ref().is_none_or(|active| !active.has_room(bytes)) {
             self.sync()?;
-            self.rotate(bytes)?;
+            if !self.rotate(bytes)? {
+                return Ok(None);
+            }
         }
         let head = self.head(kind, flags, at);
         let active = self.active.as_mut().expect("there is a segment after a rotation");
         let offset = active.end + active.buffer.len();
         self.last_crc = active.codec.encode(&mut active.buffer, offset as u64, head, body);
         self.last_ordinal += 1;
-        Ok(Place { segment: active.seq, offset: offset as u32 })
+        Ok(Some(Place { segment: active.seq, offset: offset as u32 }))
     }
 
     fn head(&self, kind: Kind, flags: u8, (index, term): (Index, Term)) -> Head {
@@ -255,6 +328,13 @@ impl Writer {
     }
 
     pub(super) fn sync_mark(&mut self) -> Result<(), Error> {
+        if self.is_mending {
+            return Ok(());
+        }
+        self.write_mark()
+    }
+
+    pub(super) fn write_mark(&mut self) -> Result<(), Error> {
         let (durable, hard, incarnation) = (self.durable, self.hard, self.incarnation);
         let first = self.segments.front().map_or(1, |segment| segment.seq);
         let last = self.segments.back().map_or(0, |segment| segment.seq);
@@ -266,24 +346,57 @@ impl Writer {
         })
     }
 
-    /// Begins the next segment, with room for a record of `bytes_min`. It appears under its name with everything that
-    /// it repeats: hard state, snapshot mark and position, all durable.
-    pub(super) fn rotate(&mut self, bytes_min: usize) -> Result<(), Error> {
-        let seq = self.segments.back().map_or(1, |segment| segment.seq + 1);
+    /// Begins the next segment, with room for a record of `bytes_min`; false if the disk is full. It appears under its
+    /// name with everything that it repeats: hard state, snapshot mark and position, all durable.
+    fn rotate(&mut self, bytes_min: usize) -> Result<bool, Error> {
         let needed =
             (SEGMENT_HEADER_BYTES + OPENING_BYTES + bytes_min).next_multiple_of(4096) as u64;
         let blank = match self.ahead.take().filter(|blank| blank.bytes >= needed) {
             Some(blank) => blank,
-            None => self.plan(seq, needed.max(self.options.segment_bytes)).carry_out()?,
+            None => match self.plan(needed.max(self.options.segment_bytes)).carry_out() {
+                Ok(blank) => blank,
+                Err(Error::NoSpace { .. }) => {
+                    self.ahead = Ahead::Failed;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            },
         };
-        self.enter(seq, blank)?;
+        self.enter(blank, &[])?;
         self.sync_mark()?;
         self.prepare_next();
-        Ok(())
+        Ok(true)
     }
 
-    fn enter(&mut self, seq: u32, blank: Blank) -> Result<(), Error> {
+    /// Begins the first segment of this process. The records of `tail` come into it before it appears: nothing attests
+    /// that the device really has them where they were found. Gives their new places.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] and what else the disk says.
+    pub(super) fn begin(&mut self, tail: &[Tail], hard: HardState) -> Result<Vec<Place>, Error> {
+        let carried: usize = tail.iter().map(|record| record.head.record_bytes()).sum();
+        let needed = (SEGMENT_HEADER_BYTES + OPENING_BYTES + carried).next_multiple_of(4096) as u64;
+        let blank = self.plan(needed.max(self.options.segment_bytes)).carry_out()?;
+        let places = self.enter(blank, tail)?;
+        self.hard = hard;
+        self.sync_mark()?;
+        self.prepare_next();
+        Ok(places)
+    }
+
+    fn enter(&mut self, blank: Blank, tail: &[Tail]) -> Result<Vec<Place>, Error> {
+        let seq = self.next_seq;
         let salt = mix(self.options.salt_seed ^ mix(u64::from(seq)) ^ mix(!self.incarnation));
+        let codec = Codec::new(salt);
+        let hard = self.hard;
+        let vote = encode_vote(hard);
+        let mut opening = vec![(Kind::Hard, 0, (hard.commit_index, hard.term), &vote[..])];
+        opening.extend(self.snapshot.map(|snapshot| (Kind::SnapMark, 0, snapshot, &[][..])));
+        opening.push((Kind::Position, 0, self.terms.last(), &[][..]));
+        let repeated = opening.len();
+        opening.extend(tail.iter().map(|Tail { head, body, .. }| {
+            (head.kind, head.flags, (head.index, head.term), &body[..])
+        }));
         let header = SegmentHeader {
             prev_crc: self.last_crc,
             identity: self.identity,
@@ -292,28 +405,31 @@ impl Writer {
             first_ordinal: self.last_ordinal + 1,
             salt,
             bytes: blank.bytes,
+            born_ordinal: self.last_ordinal + opening.len() as u64,
         };
-        let codec = Codec::new(salt);
         let mut buffer = header.encode();
-        let hard = self.hard;
-        let mut opening =
-            vec![(Kind::Hard, (hard.commit_index, hard.term), encode_vote(hard).to_vec())];
-        opening.extend(self.snapshot.map(|snapshot| (Kind::SnapMark, snapshot, Vec::new())));
-        opening.push((Kind::Position, self.terms.last(), Vec::new()));
-        for (kind, at, body) in opening {
+        let mut places = Vec::new();
+        for (kind, flags, at, body) in opening {
             let offset = buffer.len() as u64;
-            self.last_crc = codec.encode(&mut buffer, offset, self.head(kind, 0, at), &body);
+            self.last_crc = codec.encode(&mut buffer, offset, self.head(kind, flags, at), body);
             self.last_ordinal += 1;
+            places.push(Place { segment: seq, offset: offset as u32 });
         }
         blank.file.write_at(0, &buffer)?;
         blank.file.sync()?;
-        let path = segment_path(&self.dir, seq);
+        let path = match self.is_mending {
+            true => mending_path(&self.dir, seq),
+            false => segment_path(&self.dir, seq),
+        };
         self.disk.rename(&blank.path, &path)?;
         self.disk.sync_dir(&self.dir)?;
         self.durable = self.last_ordinal;
+        self.next_seq += 1;
         let map = blank.map.clone();
         self.opened.push(SegmentMap { seq, path: path.into(), codec: codec.clone(), map });
-        self.segments.push_back(Extent { seq, index_max: Index(0) });
+        let index_max = tail.iter().filter(|record| record.head.kind == Kind::Entry);
+        let index_max = index_max.map(|record| record.head.index).max().unwrap_or_default();
+        self.segments.push_back(Extent { seq, index_max });
         self.active = Some(Active {
             seq,
             bytes: blank.bytes,
@@ -323,17 +439,17 @@ impl Writer {
             end: buffer.len(),
             buffer: Vec::new(),
         });
-        Ok(())
+        Ok(places.split_off(repeated))
     }
 
     fn prepare_next(&mut self) {
-        let seq = self.segments.back().map_or(1, |segment| segment.seq + 1);
-        let plan = self.plan(seq, self.options.segment_bytes);
+        let plan = self.plan(self.options.segment_bytes);
         self.ahead = Ahead::start(plan, self.options.prepare_on_thread);
     }
 
-    fn plan(&self, seq: u32, bytes: u64) -> Plan {
-        Plan { disk: self.disk.clone(), dir: self.dir.clone(), seq, bytes, io: self.options.io }
+    fn plan(&self, bytes: u64) -> Plan {
+        let (seq, io) = (self.next_seq, self.options.io);
+        Plan { disk: self.disk.clone(), dir: self.dir.clone(), seq, bytes, io }
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use quicraft::disk::{Disk, MemDisk};
 use quicraft::node::{
-    self, About, Input, Node, OpenOptions, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
-    RequestBody, Sent, SnapshotAt,
+    self, About, Input, Node, OpenOptions, Opening, Output, ReceivedSnapshot, Replies, ReplyTo,
+    Request, RequestBody, Sent, SnapshotAt,
 };
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
@@ -146,12 +146,17 @@ impl Cluster {
                 store_bytes_max: 128 << 20,
                 snapshot_log_bytes: self.snapshot_log_bytes,
             },
+            has_others: false,
         }
     }
 
     pub(crate) fn start(&mut self, node: usize) {
         self.starts += 1;
-        let opened = node::open(self.options(node)).unwrap_or_else(|error| panic!("{error}"));
+        let opened = match node::open(self.options(node)) {
+            Ok(Opening::Ready(opened)) => *opened,
+            Ok(Opening::Repair(repair)) => panic!("{:?}", repair.damages()),
+            Err(error) => panic!("{error}"),
+        };
         self.cells[node].running = Some((opened.node, opened.writer));
     }
 

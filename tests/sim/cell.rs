@@ -81,7 +81,8 @@ impl Cell {
     ) -> Result<bool, String> {
         self.life += 1;
         let opened = match node::open(self.open_options(options)) {
-            Ok(opened) => opened,
+            Ok(node::Opening::Ready(opened)) => *opened,
+            Ok(node::Opening::Repair(_)) => unreachable!("nobody is asked for help"),
             Err(node::Error::Log(wal::Error::NoSpace { .. })) => {
                 coverage.count("recovery: no room");
                 self.disk.kill();
@@ -212,6 +213,7 @@ impl Cell {
                 store_bytes_max: 16 << 20,
                 snapshot_log_bytes: protocol.snapshot_log_bytes,
             },
+            has_others: false,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the log, on the disk in memory and on the machine's.
 
 mod damage;
+mod mending;
 mod ordinary;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +29,10 @@ fn options(io: LogIo) -> Options {
 
 impl Rig {
     fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Rig, Error> {
-        let opened = open(disk.clone(), dir, OWNER, options)?;
+        let opened = match open(disk.clone(), dir, OWNER, options)? {
+            Opening::Whole(opened) => *opened,
+            Opening::Damaged(damaged) => return Err(damaged.error()),
+        };
         let Opened { log, writer, recovered } = opened;
         Ok(Rig { disk, dir: dir.to_owned(), options, log, writer, recovered })
     }

@@ -21,7 +21,7 @@ fn everything_synced_is_there_after_a_reopening() {
         assert!(rig.files(".wal").len() > 3, "the log rotated");
         let rig = rig.reopen();
         assert!(!rig.recovered.is_new);
-        assert_eq!(rig.recovered.torn, None);
+        assert!(rig.recovered.notes.is_empty());
         assert_eq!(rig.recovered.hard_state, hard(4, 4, 39));
         assert_eq!(rig.recovered.base, (Index(0), Term(0)));
         assert_eq!(rig.recovered.entries.len(), before.len());

@@ -1,0 +1,110 @@
+//! From what a node is told at start to what its parts are told.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::driver::TICK;
+use super::joined::Joined;
+use super::{Error, Member, Settings};
+use crate::disk::OsDisk;
+use crate::node::{About, OpenOptions};
+use crate::pki::{self, Credentials};
+use crate::raft::{Config, Contact, NodeId};
+use crate::{store, wal};
+
+/// The node's entry among the members.
+///
+/// # Errors
+/// [`Error::NotAMember`].
+pub(super) fn own_member(settings: &Settings) -> Result<&Member, Error> {
+    let own = settings.members.iter().find(|member| member.name == settings.name);
+    own.ok_or_else(|| Error::NotAMember(settings.name.clone()))
+}
+
+/// The node's certificate and key.
+///
+/// # Errors
+/// If they cannot be used, or are another node's.
+pub(super) fn load_credentials(settings: &Settings) -> Result<Credentials, Error> {
+    let credentials = Credentials::load(&settings.certs, &settings.name)?;
+    let certificate = credentials.identity().to_string();
+    match &credentials.identity().who {
+        pki::Who::Node { name } if *name == settings.name => Ok(credentials),
+        pki::Who::Node { .. } | pki::Who::Client { .. } => {
+            Err(Error::WrongCertificate { certificate, name: settings.name.clone() })
+        }
+    }
+}
+
+/// How the node's data directory is opened.
+///
+/// # Errors
+/// If the settings do not say who the node is.
+pub(super) fn open_options(
+    settings: &Settings,
+    credentials: &Credentials,
+) -> Result<OpenOptions, Error> {
+    let joined = Joined::read(&settings.data)?;
+    let id = match &joined {
+        Some(joined) => joined.id.ok_or_else(|| Error::NotJoined(settings.name.clone()))?,
+        None => own_member(settings)?.id,
+    };
+    let id = NodeId(id);
+    let ticks = |time: Duration| {
+        u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX).max(1)
+    };
+    let heartbeat_ticks = ticks(settings.heartbeat);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    let cluster = &credentials.identity().cluster;
+    let secret = credentials.derive_secret(b"quicraft store hash");
+    // Who joined knows the others from the log, which no configuration can contradict.
+    let has_joined = joined.is_some();
+    let first_members = settings.members.iter().filter(|_| !has_joined);
+    let contacts = first_members.map(|member| {
+        let Member { id, name, peer_address, client_address } = member.clone();
+        (NodeId(id), Contact { name, peer_address, client_address, ticket: 0 })
+    });
+    Ok(OpenOptions {
+        dir: settings.data.clone(),
+        disk: Arc::new(OsDisk),
+        identity: wal::Identity { cluster: pki::cluster_id(cluster), node: id },
+        log: wal::Options {
+            segment_bytes: settings.segment_bytes,
+            ..wal::Options::new(settings.log_io)
+        },
+        store: store::Options {
+            arena_bytes: ARENA_BYTES,
+            hash_seed: u64::from_le_bytes(*secret.first_chunk().expect("32 bytes hold 8")),
+        },
+        raft: Config {
+            id,
+            heartbeat_ticks,
+            election_ticks: ticks(settings.election_timeout).max(heartbeat_ticks + 1),
+            seed,
+            append_bytes_max: APPEND_BYTES_MAX,
+            append_entries_max: APPEND_ENTRIES_MAX,
+            window_bytes_max: WINDOW_BYTES_MAX,
+            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+        },
+        about: About {
+            name: settings.name.clone(),
+            cluster: cluster.clone(),
+            contacts: contacts.collect(),
+            value_bytes_max: settings.value_bytes_max,
+            store_bytes_max: settings.store_bytes_max,
+            snapshot_log_bytes: settings.snapshot_log_bytes,
+        },
+        has_others: joined.is_some() || settings.members.len() > 1,
+    })
+}
+
+/// Address space for the store: what its 32-bit offsets reach.
+const ARENA_BYTES: u64 = 32 << 30;
+/// Bytes of entries in one message between nodes.
+const APPEND_BYTES_MAX: u64 = 256 << 10;
+/// Entries in one message between nodes.
+const APPEND_ENTRIES_MAX: usize = 4096;
+/// Bytes on their way to one follower.
+const WINDOW_BYTES_MAX: u64 = 4 << 20;
+/// Bytes proposed and not committed; above it clients get `Busy`.
+const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
