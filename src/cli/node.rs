@@ -3,7 +3,8 @@
 //! For: putting configuration, log lines, signals and the server together.
 //!
 //! In and out: arguments, `QUICRAFT_*` variables and `node.toml` go in; log lines go to stderr, one event each, and the
-//! exit code says how it ended: 0 after a graceful stop, 1 after an error, which is one line on stderr.
+//! exit code says how it ended: 0 after a graceful stop, 74 if the disk failed, 75 if a mapped file was cut off under the
+//! node, 1 after any other error, which is one line on stderr.
 //!
 //! What always holds: SIGTERM and SIGINT stop the node gracefully; a second one ends the process at once. Nothing is
 //! left running when `run` returns.
@@ -15,6 +16,7 @@
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,12 +25,18 @@ use tracing::{info, warn};
 
 use super::join;
 use crate::config::Config;
+use crate::disk::explain_bus_errors;
 use crate::server::{self, Ended};
+use crate::{node, wal};
 
 /// Runs one node.
 ///
 /// Every key of the configuration file is also a flag and a variable: --peer-listen, QUICRAFT_PEER_LISTEN. Flags
 /// override variables override the file.
+///
+/// Ends with 0 after a graceful stop, 74 if the disk failed, 75 if a mapped file was cut off under it, 2 for a wrong
+/// command line, 1 after any other error. A node whose data is damaged does not end: it fetches what it lacks from
+/// the others, or becomes a new member in its own place.
 #[derive(Args, Clone, Debug)]
 pub(super) struct NodeArgs {
     /// The configuration file
@@ -126,7 +134,7 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            error.code()
         }
     }
 }
@@ -145,6 +153,24 @@ enum Error {
     Damaged,
 }
 
+impl Error {
+    /// The number for whoever started the node.
+    fn code(&self) -> ExitCode {
+        match self {
+            Error::Server(
+                server::Error::Log(wal::Error::Disk(_))
+                | server::Error::Data(node::Error::Log(wal::Error::Disk(_))),
+            ) => ExitCode::from(EXIT_DISK),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// The disk failed: what it holds is unknown until the next start. (`EX_IOERR` of sysexits.h.)
+const EXIT_DISK: u8 = 74;
+/// The ports of a life that is over may be busy for a moment.
+const PORT_TRIES: u32 = 100;
+const PORT_PAUSE: Duration = Duration::from_millis(50);
 /// A disk that damages what was just mended is not worth mending it again.
 const LIVES_MAX: usize = 10;
 
@@ -156,6 +182,7 @@ fn serve(args: NodeArgs) -> Result<(), Error> {
         return Ok(server::init(&config.settings)?);
     }
     end_at_panics();
+    explain_bus_errors().map_err(Error::Runtime)?;
     start_log(&config);
     for warning in &config.warnings {
         warn!("{warning}");
@@ -172,9 +199,16 @@ fn serve(args: NodeArgs) -> Result<(), Error> {
         }
         let mut shutdown = std::pin::pin!(shutdown);
         let ask = join::ask(&config.settings);
-        for _ in 0..LIVES_MAX {
-            if server::run(&config.settings, &mut shutdown, &ask).await? == Ended::Stopped {
-                return Ok(());
+        let (mut lives, mut patience) = (0, PORT_TRIES);
+        while lives < LIVES_MAX {
+            match server::run(&config.settings, &mut shutdown, &ask).await {
+                Ok(Ended::Stopped) => return Ok(()),
+                Ok(Ended::Again) => (lives, patience) = (lives + 1, PORT_TRIES),
+                Err(error) if error.is_port_taken() && lives > 0 && patience > 0 => {
+                    patience -= 1;
+                    tokio::time::sleep(PORT_PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Err(Error::Damaged)

@@ -20,6 +20,7 @@
 //!
 //! **More.** The log's assumptions about the medium: [`crate::wal`].
 
+mod bus;
 mod map;
 mod memory;
 mod os;
@@ -29,6 +30,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use bus::{EXIT_BUS, explain_bus_errors};
 pub use memory::{Fate, MemDisk};
 pub use os::OsDisk;
 

@@ -26,6 +26,9 @@ pub struct Repair {
     log: Option<Damaged>,
     /// Why it cannot be mended, if that is known already.
     lost: Option<String>,
+    /// How this node is reached, if it knows.
+    own: Option<Contact>,
+    /// How the others are reached.
     contacts: BTreeMap<NodeId, Contact>,
     /// Who answered that it does not have what is wanted now.
     lacking: BTreeSet<NodeId>,
@@ -96,9 +99,9 @@ impl Repair {
     ) -> Repair {
         let mut contacts = membership.contacts.clone();
         contacts.extend(options.about.contacts.clone());
-        contacts.remove(&options.raft.id);
+        let own = contacts.remove(&options.raft.id);
         let asked = options.raft.id;
-        Repair { options, log, lost, contacts, lacking: BTreeSet::new(), asked, fetched: 0 }
+        Repair { options, log, lost, own, contacts, lacking: BTreeSet::new(), asked, fetched: 0 }
     }
 
     /// For a node whose log is whole and begins after what its snapshots cover.
@@ -223,11 +226,13 @@ impl Repair {
             let Contact { name, peer_address, client_address, .. } = contact.clone();
             MemberInfo { id: id.0, name, client_address, peer_address, kind: MemberKind::Voter }
         };
+        let id = self.id();
+        let own = self.own.iter().map(|contact| (&id, contact));
         HelloReply {
             version: PROTOCOL_VERSION,
             node_id: self.id().0,
             leader: None,
-            members: self.contacts.iter().map(member).collect(),
+            members: own.chain(&self.contacts).map(member).collect(),
             value_bytes_max: self.options.about.value_bytes_max as u64,
         }
     }

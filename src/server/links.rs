@@ -180,10 +180,11 @@ impl Dialler {
     async fn run(self) {
         let name = &self.contact.name;
         let mut wait = BACKOFF_MIN;
-        let mut reported = None;
+        let mut reported = Vec::new();
         loop {
             match self.connect().await {
                 Ok(up) => {
+                    report(&mut reported, format!("connected to {name}"));
                     let since = Instant::now();
                     let connection = up.connection.clone();
                     self.set(Some(up));
@@ -196,7 +197,7 @@ impl Dialler {
                     }
                     // Who ends connections at once is no news each time, nor worth a busy loop.
                     if since.elapsed() >= BACKOFF_MAX {
-                        (wait, reported) = (BACKOFF_MIN, None);
+                        (wait, reported) = (BACKOFF_MIN, Vec::new());
                     }
                     report(&mut reported, format!("lost {name}: {reason}"));
                     self.common.shared.tell(|input| input.unreachable.push(self.to));
@@ -229,16 +230,19 @@ impl Dialler {
         });
         said.map_err(|_| quic::Error::Truncated)?;
         let append = open(&connection, APPEND_PRIORITY, APPEND_BYTES_MAX).await?;
-        tracing::info!("connected to {node}");
         Ok(Up { connection, control, append })
     }
 }
 
-/// Once per reason: a peer that is down for a night fills no log.
-fn report(reported: &mut Option<String>, text: String) {
-    if reported.as_ref() != Some(&text) {
+/// Each once, until a connection lasts: a peer that is down for a night, or that ends each connection at once because it
+/// is another node by now, fills no log.
+fn report(reported: &mut Vec<String>, text: String) {
+    if !reported.contains(&text) {
         tracing::info!("{text}");
-        *reported = Some(text);
+        reported.push(text);
+        if reported.len() > REPORTED_MAX {
+            reported.remove(0);
+        }
     }
 }
 
@@ -273,6 +277,8 @@ fn jittered(wait: Duration) -> Duration {
     wait / 2 + wait.mul_f64(f64::from(nanos % 1000) / 2000.0)
 }
 
+/// Reasons that are remembered.
+const REPORTED_MAX: usize = 8;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const OPEN_PATIENCE: Duration = Duration::from_secs(1);

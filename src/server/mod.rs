@@ -98,6 +98,13 @@ pub enum Error {
     Threads(std::io::Error),
 }
 
+impl Error {
+    /// Whether somebody has one of the node's ports; after a life that ended just now it may have been itself.
+    pub fn is_port_taken(&self) -> bool {
+        matches!(self, Error::Transport(quic::Error::AddressInUse { .. }))
+    }
+}
+
 /// How a run of a node ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {

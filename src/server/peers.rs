@@ -6,6 +6,7 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint};
 use tokio::time::timeout;
 
+use super::book::Stranger;
 use super::shared::Shared;
 use super::snapshots::Frames;
 use super::{clients, fetch, forward, snapshots};
@@ -70,7 +71,13 @@ async fn greet(
     let mut book = shared.book.subscribe();
     let judged = book.borrow_and_update().judge(&hello, &name);
     if let Err(stranger) = judged {
-        tracing::info!("refused {name} as {peer}: {stranger}");
+        match stranger {
+            // It goes by an old list, and tries again until it has a newer one.
+            Stranger::Misdirected => tracing::debug!("refused {name} as {peer}: {stranger}"),
+            Stranger::Unknown | Stranger::Removed => {
+                tracing::info!("refused {name} as {peer}: {stranger}");
+            }
+        }
         connection.close(stranger.code(), stranger.to_string().as_bytes());
         return;
     }

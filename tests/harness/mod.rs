@@ -149,6 +149,16 @@ impl Cluster {
         self.children[i].as_ref().expect("the node runs").id()
     }
 
+    /// Whether node `i` was started and has not ended.
+    pub fn is_running(&mut self, i: usize) -> bool {
+        let ended =
+            self.children[i].as_mut().is_none_or(|child| child.try_wait().unwrap().is_some());
+        if ended {
+            self.children[i] = None;
+        }
+        !ended
+    }
+
     /// Starts node `i`, which must not run.
     pub fn spawn(&mut self, i: usize) {
         assert!(self.children[i].is_none(), "n{} runs already", i + 1);
