@@ -218,6 +218,56 @@ async fn a_node_alone_refuses_and_names_file_offset_and_command() {
 }
 
 #[tokio::test]
+async fn offline_tools_show_a_log_judge_it_and_give_up_what_is_lost() {
+    let mut cluster = Cluster::start_with(1, "segment = \"64KiB\"\n").await;
+    let client = cluster.client().await;
+    fill(&client, 1).await;
+    let busy = cluster.cli(&["log", "verify", "data/n1"]);
+    assert_eq!(busy.status.code(), Some(4), "{busy:?}");
+    cluster.term(0).await;
+
+    let whole = cluster.cli(&["log", "verify", "data/n1"]);
+    assert_eq!(whole.status.code(), Some(0), "{whole:?}");
+    let dump = cluster.cli(&["log", "dump", "data/n1", "--bodies"]);
+    let dump = String::from_utf8(dump.stdout).unwrap();
+    for key in 0..KEYS {
+        assert!(dump.contains(&format!("put k{key:03} {}", value(1, key))), "k{key:03}");
+    }
+    let json = cluster.cli(&["log", "dump", "data/n1", "-o", "json"]);
+    let json = String::from_utf8(json.stdout).unwrap();
+    let lines: Vec<serde_json::Value> =
+        json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let offset_of = |key: &str| {
+        let line = lines.iter().find(|line| line["entry"]["key"] == key).unwrap();
+        line["offset"].as_u64().unwrap()
+    };
+
+    let path = files(&cluster, 0, "wal").remove(1);
+    spoil(&path, offset_of("k050"), 200);
+    let before = fs::read(&path).unwrap();
+    let damaged = cluster.cli(&["log", "verify", "data/n1", "-o", "json"]);
+    assert_eq!(damaged.status.code(), Some(1), "{damaged:?}");
+    let verdict: serde_json::Value = serde_json::from_slice(&damaged.stdout).unwrap();
+    assert_eq!(verdict["damages"][0]["offset"], offset_of("k050"), "{verdict}");
+    assert_eq!((&verdict["whole"], &verdict["unnamed_loss"]), (&false.into(), &false.into()));
+    let asked = cluster.cli(&["log", "salvage", "data/n1"]);
+    assert_eq!(asked.status.code(), Some(4), "{asked:?}");
+    assert_eq!(fs::read(&path).unwrap(), before, "nothing was changed");
+    let done = cluster.cli(&["log", "salvage", "data/n1", "--yes"]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    assert!(path.with_extension("damaged").exists());
+
+    cluster.spawn(0);
+    for key in 0..KEYS {
+        let found = client.get(format!("k{key:03}")).await.unwrap();
+        assert_eq!(found.is_some(), key < 50, "k{key:03}");
+    }
+    client.put("after", "1").await.unwrap();
+    let none = cluster.cli(&["log", "verify", "nowhere"]);
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+}
+
+#[tokio::test]
 async fn a_file_that_is_cut_off_under_a_map_ends_the_node_with_a_word() {
     let mut cluster = Cluster::start_with(1, "segment = \"64KiB\"\nlog_io = \"map\"\n").await;
     let client = cluster.client().await;

@@ -12,6 +12,7 @@ mod data;
 mod failure;
 mod flags;
 mod join;
+mod log;
 mod member;
 mod node;
 mod output;
@@ -70,6 +71,9 @@ enum Command {
     Transfer(OnCluster<NameArgs>),
     /// Measure the cluster: operations a second, latencies, CPU per operation
     Bench(OnCluster<bench::BenchArgs>),
+    /// Look into a node's log while the node does not run: dump, verify, salvage
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Do the same interactively: history, completion, help, timing
     Shell(OnCluster<Nothing>),
     /// Print the completion script of a shell
@@ -131,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Member(members) => members.split(),
         Command::Transfer(on) => (on.flags, Some(DataCommand::Transfer(on.args))),
         Command::Bench(on) => return ended(bench::run(&on.args, &on.flags)),
+        Command::Log(command) => return ended(log::run(&command)),
         Command::Shell(on) => (on.flags, None),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "quicraft", &mut io::stdout());

@@ -42,6 +42,7 @@ use crate::node::run::Threads;
 use crate::node::{Opened, Opening};
 use crate::pki::{self, Credentials};
 use crate::quic::{self, PortKind};
+use crate::store::snapshot;
 use crate::wal;
 use clients::Clients;
 use driver::Driver;
@@ -158,24 +159,7 @@ pub async fn run(
     tokio::spawn(clients.accept(client_endpoint.clone()));
     let result = match opening {
         Opening::Ready(opened) => {
-            let Opened { node, writer, notes } = *opened;
-            for note in notes {
-                tracing::warn!("{note}");
-            }
-            let bell = {
-                let shared = Arc::clone(&shared);
-                Arc::new(move || shared.bell.notify_one())
-            };
-            let threads = Threads::start(writer, snapshots.clone(), cluster_id, bell)
-                .map_err(Error::Threads)?;
-            tracing::info!(
-                "ready: applied index {}, clients at {}, peers at {}",
-                node.status().applied_index,
-                settings.client_listen,
-                settings.peer_listen
-            );
-            let (leader, members) = (None, None);
-            let driver = Driver { node, threads, shared, links, snapshots, leader, members };
+            let driver = driver(*opened, settings, shared, links, (snapshots, cluster_id))?;
             match driver.run(shutdown).await {
                 Ok(()) => Ok(Ended::Stopped),
                 Err(Error::Log(error @ wal::Error::Corrupt(_))) if has_others => {
@@ -186,7 +170,7 @@ pub async fn run(
             }
         }
         Opening::Repair(repair) => {
-            let ended = repair::run(*repair, settings, links, shared, shutdown, ask).await;
+            let ended = repair::run(repair, settings, links, shared, shutdown, ask).await;
             ended.and_then(|ended| after_repair(ended, settings, &credentials))
         }
     };
@@ -199,6 +183,33 @@ pub async fn run(
     })
     .await;
     result
+}
+
+/// A node that is ready to run.
+fn driver(
+    opened: Opened,
+    settings: &Settings,
+    shared: Arc<Shared>,
+    links: Links,
+    (snapshots, cluster): (snapshot::Dir, [u8; 16]),
+) -> Result<Driver, Error> {
+    let Opened { node, writer, notes } = opened;
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    let bell = {
+        let shared = Arc::clone(&shared);
+        Arc::new(move || shared.bell.notify_one())
+    };
+    let threads =
+        Threads::start(writer, snapshots.clone(), cluster, bell).map_err(Error::Threads)?;
+    tracing::info!(
+        "ready: applied index {}, clients at {}, peers at {}",
+        node.status().applied_index,
+        settings.client_listen,
+        settings.peer_listen
+    );
+    Ok(Driver { node, threads, shared, links, snapshots, leader: None, members: None })
 }
 
 fn after_repair(

@@ -22,7 +22,7 @@ use crate::wal::Batch;
 /// How a repair ended.
 pub(super) enum Ended {
     /// The log can be mended.
-    Mendable(Repair),
+    Mendable(Box<Repair>),
     /// A new member with this id takes the node's place.
     Replaced(u64),
     /// The node was told to stop.
@@ -37,7 +37,7 @@ type Answer = (NodeId, Want, Option<Option<Batch>>);
 /// # Errors
 /// [`Error::Removed`], and what makes it impossible to become a new member.
 pub(super) async fn run(
-    mut repair: Repair,
+    mut repair: Box<Repair>,
     settings: &Settings,
     mut links: Links,
     shared: Arc<Shared>,

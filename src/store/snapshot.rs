@@ -102,6 +102,21 @@ impl Dir {
         Ok(names.iter().rev().filter_map(path).collect())
     }
 
+    /// Index and term of the newest snapshot that is not damaged.
+    ///
+    /// # Errors
+    /// [`Error::Disk`], [`Error::Version`].
+    pub fn newest_sound(&self) -> Result<Option<(Index, Term)>, Error> {
+        for (_, path) in self.list()? {
+            match self.verify(&path) {
+                Ok(meta) => return Ok(Some((meta.index, meta.term))),
+                Err(Error::Corrupt { .. } | Error::Disk(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// Reads a whole file and checks every byte.
     ///
     /// # Errors

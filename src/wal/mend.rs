@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use super::ahead::Ahead;
 use super::damage::Damage;
-use super::mark::MarkFile;
+use super::mark::{Mark, MarkFile};
 use super::replay::{Gap, Replay, Slot};
 use super::scan::Scan;
 use super::segment::{damaged_path, parse_name};
 use super::terms::Terms;
-use super::writer::{Room, Writer};
+use super::writer::{Extent, Room, Writer};
 use super::{Batch, BatchBuilder, Error, Identity, Options, Ordinal, Record, SegmentMap};
 use crate::disk::{Disk, Lock};
 use crate::raft::{HardState, Index, Term};
@@ -109,6 +109,24 @@ impl Damaged {
     /// Entries that are lacking, the lowest first; none when the log can be mended with what is there.
     pub fn wanted(&self) -> &[Gap] {
         &self.replay.gaps
+    }
+
+    /// Gives up everything from the first loss on, for good: an operator's decision, when nobody else has what is lost.
+    /// The last index that stays, or `None` if nothing does: then not even where the log begins is known.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn give_up(&mut self) -> Result<Option<Index>, Error> {
+        if self.replay.is_baseless {
+            return Ok(None);
+        }
+        if self.mark.is_none() {
+            let extents = self.segments.keys().map(|seq| Extent { seq: *seq, index_max: Index(0) });
+            let mark = Mark::of_log(self.identity, self.hard, &extents.collect());
+            self.mark = Some(MarkFile::create(&*self.disk, &self.dir, mark)?);
+        }
+        self.replay.give_up();
+        Ok(Some(self.replay.last_index()))
     }
 
     /// Takes entries that were wanted, from the first of a gap on: from a log that has the gap's anchor.

@@ -37,6 +37,7 @@ mod ahead;
 mod batch;
 mod damage;
 mod format;
+mod inspect;
 mod loaded;
 mod log;
 mod mark;
@@ -58,6 +59,7 @@ pub use batch::{
     BODY_BYTES_MAX, Batch, BatchBuilder, ENTRY_HEADER_BYTES, Entry, EntryMeta, Malformed,
 };
 pub use damage::Damage;
+pub use inspect::{Item, Report, What, dump, identity, verify};
 pub use log::{Log, MEMORY_BYTES};
 pub use mend::{Damaged, NotWanted};
 pub use recovery::{Opening, open};
@@ -227,6 +229,9 @@ pub enum Error {
         /// Whom the file names.
         found: Identity,
     },
+    /// There is no log.
+    #[error("there is no log in {}", .0.display())]
+    Empty(PathBuf),
     /// The entry was purged; a snapshot holds it.
     #[error("entry {index} was purged, the log begins at {first}")]
     Purged {

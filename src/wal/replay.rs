@@ -192,6 +192,15 @@ impl Replay {
         });
     }
 
+    /// Drops everything from the first loss on.
+    pub(super) fn give_up(&mut self) {
+        if let Some(gap) = self.gaps.first() {
+            self.slots.truncate((gap.first.0 - self.base.0.0 - 1) as usize);
+        }
+        self.gaps.clear();
+        self.pending = 0;
+    }
+
     /// Index and, if it is known, term of the last entry.
     fn last_place(&self) -> (Index, Option<Term>) {
         let term = match self.slots.back() {

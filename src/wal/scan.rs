@@ -67,6 +67,8 @@ pub(super) struct Scan {
     pub(super) durable: u64,
     pub(super) incarnation: u64,
     pub(super) torn: Option<String>,
+    /// Only to look: what is torn is not copied aside.
+    pub(super) is_read_only: bool,
     pub(super) damages: Vec<Damage>,
     /// Records that nothing attests, in order; they are not in `replay`.
     pub(super) tail: Vec<Tail>,
@@ -91,6 +93,7 @@ impl Scan {
             durable: mark.durable,
             incarnation: mark.incarnation,
             torn: None,
+            is_read_only: false,
             damages: Vec::new(),
             tail: Vec::new(),
             suspect: false,
@@ -355,15 +358,17 @@ impl Scan {
         let rest = &segment.bytes[offset..];
         let length = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let copy = torn_path(&self.dir, segment.header.seq);
-        let file = self.disk.create(&copy)?;
-        file.write_at(0, &rest[..length])?;
-        file.sync()?;
-        self.torn = Some(format!(
-            "{} ended in {length} bytes at offset {offset} that a crash tore before they were acknowledged; they are \
-             left out, and kept in {}",
+        let mut torn = format!(
+            "{} ended in {length} bytes at offset {offset} that a crash tore before they were acknowledged; they are left out",
             segment.path.display(),
-            copy.display()
-        ));
+        );
+        if !self.is_read_only {
+            let file = self.disk.create(&copy)?;
+            file.write_at(0, &rest[..length])?;
+            file.sync()?;
+            torn += &format!(", and kept in {}", copy.display());
+        }
+        self.torn = Some(torn);
         Ok(())
     }
 }
