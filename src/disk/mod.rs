@@ -71,9 +71,9 @@ impl Error {
     pub fn from_io(op: &'static str, path: &Path, source: io::Error) -> Error {
         let path = path.to_owned();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Error::NoSpace { op, path }
-            }
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Error::NoSpace { op, path },
             _ => Error::Io { op, path, source: Arc::new(source) },
         }
     }

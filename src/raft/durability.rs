@@ -16,6 +16,8 @@ pub(super) struct Durability {
     durable_index: Index,
     /// Appends on their way: each with the last index of it that is still in the log.
     pending: VecDeque<(WriteId, Index)>,
+    /// Ticks for which writes are on their way and none has arrived.
+    stalled_ticks: u32,
     /// Messages that promise what is not durable yet.
     held: VecDeque<(WriteId, Message)>,
 }
@@ -28,6 +30,7 @@ impl Durability {
             durable_write: WriteId(0),
             durable_index,
             pending: VecDeque::new(),
+            stalled_ticks: 0,
             held: VecDeque::new(),
         }
     }
@@ -40,6 +43,19 @@ impl Durability {
     /// Whether term and vote are durable.
     pub(super) fn is_hard_state_durable(&self) -> bool {
         self.durable_write >= self.last_hard
+    }
+
+    /// Counts how long the disk has been silent.
+    pub(super) fn on_tick(&mut self) {
+        match self.last_write > self.durable_write {
+            true => self.stalled_ticks = self.stalled_ticks.saturating_add(1),
+            false => self.stalled_ticks = 0,
+        }
+    }
+
+    /// Whether the disk has not finished anything for so long that it must be taken for hung.
+    pub(super) fn is_hung(&self, patience: u32) -> bool {
+        self.stalled_ticks >= patience
     }
 
     fn next(&mut self) -> WriteId {
@@ -89,7 +105,9 @@ impl Durability {
             self.last_write
         );
         let before = self.durable_index;
-        self.durable_write = self.durable_write.max(id);
+        if id > self.durable_write {
+            (self.durable_write, self.stalled_ticks) = (id, 0);
+        }
         while self.pending.front().is_some_and(|&(write, _)| write <= id) {
             let (_, last) = self.pending.pop_front().expect("just seen");
             self.durable_index = self.durable_index.max(last);

@@ -31,9 +31,15 @@ impl Raft {
 
     pub(super) fn maybe_campaign(&mut self) {
         let may_run = self.log.membership().is_voter(self.config.id);
-        if self.election_elapsed >= self.election_timeout && may_run {
-            self.campaign(true, false);
+        if self.election_elapsed < self.election_timeout || !may_run {
+            return;
         }
+        if self.durability.is_hung(self.config.election_ticks) {
+            // It could not even vote for itself.
+            self.reset_election_timer();
+            return;
+        }
+        self.campaign(true, false);
     }
 
     /// Runs, or (`pre`) asks first. `transfer`: the leader asked for it.

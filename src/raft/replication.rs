@@ -192,6 +192,17 @@ impl Raft {
         if self.election_elapsed >= patience {
             self.check_quorum();
         }
+        if self.is_held_up() {
+            self.on_transfer(None);
+        }
+    }
+
+    /// Whether this leader's own disk hangs while another's does not: all that it leads to is delay.
+    fn is_held_up(&self) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let heir = self.best_heir().and_then(|id| leader.peers.get(&id));
+        self.durability.is_hung(self.config.election_ticks)
+            && heir.is_some_and(|heir| heir.match_index > self.durability.index())
     }
 
     /// A leader that a majority did not answer for an election timeout steps down (thesis 6.2).

@@ -135,6 +135,7 @@ impl Raft {
     /// One tick: elections, heartbeats, check-quorum, patience.
     pub(super) fn on_tick(&mut self) {
         self.election_elapsed = self.election_elapsed.saturating_add(1);
+        self.durability.on_tick();
         match &mut self.role {
             Role::Follower(follower) => {
                 follower.reads.values_mut().for_each(|age| *age += 1);
