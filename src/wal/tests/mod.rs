@@ -1,8 +1,10 @@
 //! Tests of the log, on the disk in memory and on the machine's.
 
 mod damage;
+mod golden;
 mod mending;
 mod ordinary;
+mod proof;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
