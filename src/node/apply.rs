@@ -82,9 +82,21 @@ impl Node {
         }
         self.log.snapshot_saved(at.index, at.term);
         if let Some(older) = self.snapshots.newest.replace(at) {
-            self.step(Event::Compact(older.index), None, output);
-            self.log.purge(older.index.next());
+            let cut = older.index.min(self.needed_after());
+            if cut > self.log.base().0 {
+                self.step(Event::Compact(cut), None, output);
+                self.log.purge(cut.next());
+            }
         }
+    }
+
+    /// The log stays for followers that were heard lately and lag, as long as it is not too long: entries catch them
+    /// up at less cost than a snapshot.
+    fn needed_after(&self) -> Index {
+        let is_long = self.raft.log_bytes() > LAGGARDS_LOG_MAX * self.about.snapshot_log_bytes;
+        let followers =
+            self.raft.followers().into_iter().filter(|&(_, _, alive)| alive && !is_long);
+        followers.map(|(_, index, _)| index).min().unwrap_or(Index(u64::MAX))
     }
 
     /// A snapshot came from a leader; the core decides whether it replaces what is here.
@@ -123,3 +135,6 @@ const LOT_ENTRIES: usize = 64;
 const APPLY_ENTRIES_MAX: u64 = 8192;
 /// Bytes that one turn applies, roughly.
 const APPLY_BYTES: usize = 8 << 20;
+
+/// How much log stays for followers that lag, in units of what makes a new snapshot due.
+const LAGGARDS_LOG_MAX: u64 = 4;

@@ -40,7 +40,7 @@ use crate::raft::{
     self, Contact, Effects, Event, Index, Message, NodeId, Raft, ReadId, RoleKind, Write, WriteId,
 };
 use crate::store::{Reader, Store};
-use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal};
+use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal, Room};
 use members::WaitingChange;
 use requests::{Growth, Proposal, WaitingRead};
 
@@ -85,7 +85,9 @@ pub struct Node {
     snapshots: Snapshots,
     /// The last clock entry that this node proposed as leader.
     clock_proposed_ms: u64,
-    room: wal::Room,
+    room: Room,
+    /// The disk became full: leadership is for a node that has room.
+    hands_on: bool,
 }
 
 /// What is known of snapshots.
@@ -132,6 +134,10 @@ impl Node {
         }
         for _ in 0..std::mem::take(&mut input.ticks) {
             self.step(Event::Tick, None, output);
+        }
+        if self.hands_on && self.raft.role() == RoleKind::Leader {
+            self.hands_on = false;
+            self.step(Event::Transfer(None), None, output);
         }
         if std::mem::take(&mut input.transfer) {
             self.step(Event::Transfer(None), None, output);
@@ -224,7 +230,10 @@ impl Node {
     }
 
     fn on_persisted(&mut self, persisted: crate::wal::Persisted, output: &mut Output) {
+        // Once per full disk: of two full nodes neither shall drive the other in circles.
+        self.hands_on |= self.room == Room::Ample && persisted.room != Room::Ample;
         self.room = persisted.room;
+        self.hands_on &= self.room != Room::Ample;
         self.log.on_persisted(persisted);
         let ordinal = self.log.persisted();
         let mut durable = None;

@@ -260,6 +260,7 @@ fn ready(
         snapshots: Snapshots { newest, log_bytes, ..Snapshots::default() },
         clock_proposed_ms: 0,
         room: wal::Room::Ample,
+        hands_on: false,
     };
     Ok(Opened { node, writer, notes })
 }

@@ -240,10 +240,15 @@ impl Cluster {
             for node in 0..self.cells.len() {
                 self.cells[node].input.ticks += 1;
             }
-            for _ in 0..6 {
-                for node in 0..self.cells.len() {
-                    self.turn(node);
-                }
+            self.turns();
+        }
+    }
+
+    /// Everybody takes turns, and no time goes by.
+    pub(crate) fn turns(&mut self) {
+        for _ in 0..6 {
+            for node in 0..self.cells.len() {
+                self.turn(node);
             }
         }
     }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use quicraft::disk::{Disk, Fate, MemDisk};
-use quicraft::node::{self, About, CheckpointJob, Input, Node, OpenOptions};
-use quicraft::raft::{Config, Membership, NodeId};
+use quicraft::node::{self, About, CheckpointJob, Input, Node, OpenOptions, Opening, Repair};
+use quicraft::raft::{Config, Contact, Membership, NodeId};
 use quicraft::store::{self, snapshot};
 use quicraft::wal::{self, Ordinal, Record, Writer};
 
@@ -27,6 +27,8 @@ pub(crate) struct Cell {
     /// Counts starts and ends: what was meant for an earlier life does not arrive.
     pub(crate) life: u64,
     pub(crate) running: Option<Running>,
+    /// Its log is damaged, and it asks the others for what it lacks.
+    pub(crate) repair: Option<Box<Repair>>,
     /// Its disk was damaged: it may have to stay away for good.
     pub(crate) is_damaged: bool,
     /// Refused to start: damage.
@@ -58,6 +60,7 @@ impl Cell {
             dir: PathBuf::from(format!("n{}", id + 1)),
             life: 0,
             running: None,
+            repair: None,
             is_damaged: false,
             is_dead: false,
             paused_until: 0,
@@ -79,10 +82,27 @@ impl Cell {
         options: &Options,
         coverage: &mut Coverage,
     ) -> Result<bool, String> {
+        let opening = node::open(self.open_options(options));
+        self.go_on(opening, coverage)
+    }
+
+    /// Goes on with what an opening came to.
+    pub(crate) fn go_on(
+        &mut self,
+        opening: Result<Opening, node::Error>,
+        coverage: &mut Coverage,
+    ) -> Result<bool, String> {
         self.life += 1;
-        let opened = match node::open(self.open_options(options)) {
-            Ok(node::Opening::Ready(opened)) => *opened,
-            Ok(node::Opening::Repair(_)) => unreachable!("nobody is asked for help"),
+        let opened = match opening {
+            Ok(Opening::Ready(opened)) => *opened,
+            Ok(Opening::Repair(repair)) => {
+                if !self.is_damaged {
+                    return Err(format!("n{} repairs: {:?}", self.id + 1, repair.damages()));
+                }
+                coverage.count("repair: begun");
+                self.repair = Some(repair);
+                return Ok(true);
+            }
             Err(node::Error::Log(wal::Error::NoSpace { .. })) => {
                 coverage.count("recovery: no room");
                 self.disk.kill();
@@ -137,6 +157,11 @@ impl Cell {
         rng: &mut Rng,
         coverage: &mut Coverage,
     ) {
+        if self.repair.take().is_some() {
+            self.life += 1;
+            self.disk.kill();
+            return;
+        }
         let Some(mut running) = self.running.take() else { return };
         self.life += 1;
         if power && !running.writing.is_empty() && rng.coin() {
@@ -208,12 +233,12 @@ impl Cell {
             about: About {
                 name: format!("n{}", self.id + 1),
                 cluster: "simulated".to_owned(),
-                contacts: std::collections::BTreeMap::new(),
+                contacts: (1..=options.nodes as u64).map(contact).collect(),
                 value_bytes_max: 1 << 20,
                 store_bytes_max: 16 << 20,
                 snapshot_log_bytes: protocol.snapshot_log_bytes,
             },
-            has_others: false,
+            has_others: options.nodes > 1,
         }
     }
 }
@@ -224,4 +249,9 @@ impl Cell {
         let is_same = self.life == life;
         self.running.as_mut().filter(|_| is_same)
     }
+}
+
+fn contact(id: u64) -> (NodeId, Contact) {
+    let (peer_address, client_address) = (format!("n{id}:1"), format!("n{id}:2"));
+    (NodeId(id), Contact { name: format!("n{id}"), peer_address, client_address, ticket: 0 })
 }

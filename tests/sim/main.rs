@@ -15,6 +15,7 @@ mod linear;
 mod nemesis;
 mod network;
 mod options;
+mod repair;
 mod rng;
 mod run;
 mod talk;

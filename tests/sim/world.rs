@@ -93,6 +93,11 @@ pub(crate) enum Event {
     Start {
         node: usize,
     },
+    /// A node in repair asks, or is done.
+    Repair {
+        node: usize,
+        life: u64,
+    },
     /// A full disk has room again.
     Free {
         node: usize,
@@ -202,6 +207,7 @@ impl World {
                 }
             }
             Event::Start { node } => self.start(node)?,
+            Event::Repair { node, life } => self.repair(node, life)?,
             Event::Free { node } => self.cells[node].disk.set_capacity(None),
         }
         Ok(())
@@ -213,16 +219,24 @@ impl World {
 
     pub(crate) fn start(&mut self, node: usize) -> Result<(), Broken> {
         let cell = &mut self.cells[node];
-        if cell.running.is_some() || cell.is_dead {
+        if cell.running.is_some() || cell.repair.is_some() || cell.is_dead {
             return Ok(());
         }
-        if cell.start(&self.options, &mut self.coverage)? {
-            let life = cell.life;
+        let has_started = cell.start(&self.options, &mut self.coverage)?;
+        self.started(node, has_started);
+        Ok(())
+    }
+
+    pub(crate) fn started(&mut self, node: usize, has_started: bool) {
+        let cell = &self.cells[node];
+        let life = cell.life;
+        if cell.repair.is_some() {
+            self.schedule(1000, Event::Repair { node, life });
+        } else if has_started {
             self.schedule(0, Event::Tick { node, life });
         } else if !self.cells[node].is_dead {
             self.restart_later(node);
         }
-        Ok(())
     }
 
     fn tick(&mut self, node: usize, life: u64) {
