@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -78,7 +79,9 @@ impl Map for OsMap {
 
     fn sync(&self, offset: usize, bytes: usize) -> Result<()> {
         self.check(offset, bytes);
-        self.memory.flush_range(offset, bytes).map_err(|e| Error::from_io("sync", &self.path, e))
+        let failed =
+            |source| Error::Io { op: "sync", path: self.path.clone(), source: Arc::new(source) };
+        self.memory.flush_range(offset, bytes).map_err(failed)
     }
 }
 

@@ -147,13 +147,15 @@ impl Node {
         if before + op.value_bytes() > self.about.value_bytes_max {
             return Err(Refusal::TooLarge { limit: self.about.value_bytes_max as u64 });
         }
-        if self.room == Room::None {
+        // While leadership moves to a node that has room, the client is sent there.
+        let is_full = self.room != Room::Ample && self.raft.heir().is_none();
+        if is_full && self.room == Room::None {
             return Err(Refusal::NoSpace);
         }
         if matches!(op, Op::Delete { .. }) {
             return Ok(Growth { value_bytes: 0, store_bytes: WRITE_OVERHEAD_BYTES });
         }
-        if self.room != Room::Ample || self.store.bytes() > self.about.store_bytes_max {
+        if is_full || self.store.bytes() > self.about.store_bytes_max {
             return Err(Refusal::NoSpace);
         }
         self.find_room(op)

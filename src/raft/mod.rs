@@ -225,6 +225,12 @@ impl Raft {
         peers.map(|(&id, p)| (id, p.match_index, p.silent_ticks < patience)).collect()
     }
 
+    /// To whom this leader is handing leadership.
+    pub fn heir(&self) -> Option<NodeId> {
+        let Role::Leader(leader) = &self.role else { return None };
+        leader.transfer.as_ref().map(|transfer| transfer.to)
+    }
+
     /// The rule of terms (Raft 5.1), then the message itself.
     fn receive(&mut self, message: Message) {
         if !self.is_sane(&message) || self.ignores_vote_request(&message) {

@@ -109,7 +109,7 @@ impl Ahead {
     fn done(outcome: Result<Blank, Error>) -> Ahead {
         outcome.map_or_else(
             |error| {
-                tracing::warn!(%error, "cannot prepare the next segment of the log");
+                tracing::debug!(%error, "cannot prepare the next segment of the log");
                 Ahead::Failed
             },
             Ahead::Ready,

@@ -223,10 +223,24 @@ impl Writer {
     }
 
     pub(super) fn report(&mut self, located: Vec<(Ordinal, Vec<Place>)>) -> Persisted {
-        self.reported = self.room();
+        let room = self.room();
+        if room != self.reported {
+            match room {
+                Room::Ample => tracing::info!("there is room for the log again"),
+                Room::Reserve => tracing::warn!(
+                    "the disk of {} is full: growth is refused until some space is free",
+                    self.dir.display()
+                ),
+                Room::None => tracing::warn!(
+                    "the disk of {} is full: the log waits for some space",
+                    self.dir.display()
+                ),
+            }
+            self.reported = room;
+        }
         Persisted {
             durable: self.done,
-            room: self.reported,
+            room,
             located,
             opened: std::mem::take(&mut self.opened),
             first_segment: self.segments.front().map_or(0, |segment| segment.seq),

@@ -31,6 +31,8 @@ pub(crate) struct Cell {
     pub(crate) repair: Option<Box<Repair>>,
     /// Its disk was damaged: it may have to stay away for good.
     pub(crate) is_damaged: bool,
+    /// So was a snapshot, which nobody may have noticed yet.
+    pub(crate) has_bad_snapshot: bool,
     /// Refused to start: damage.
     pub(crate) is_dead: bool,
     pub(crate) paused_until: u64,
@@ -62,6 +64,7 @@ impl Cell {
             running: None,
             repair: None,
             is_damaged: false,
+            has_bad_snapshot: false,
             is_dead: false,
             paused_until: 0,
             sync_us: options.disk.sync_us,

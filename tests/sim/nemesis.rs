@@ -178,6 +178,7 @@ impl World {
             return;
         }
         let path = (*self.rng.pick(&choices)).clone();
+        let is_snapshot = path.extension().is_some_and(|e| e == "snap");
         let rng = &mut self.rng;
         let is_rot = matches!(deed, Deed::Rot);
         cell.disk.tamper(&path, |bytes| {
@@ -194,5 +195,6 @@ impl World {
         });
         self.coverage.count(if is_rot { "disk: byte rotted" } else { "disk: write went astray" });
         self.cells[node].is_damaged = true;
+        self.cells[node].has_bad_snapshot |= is_snapshot;
     }
 }

@@ -40,7 +40,7 @@ impl World {
                 let opening = repair.mend();
                 if opening.is_ok() {
                     self.coverage.count("repair: log mended");
-                    self.cells[at].is_damaged = false;
+                    self.cells[at].is_damaged = self.cells[at].has_bad_snapshot;
                 }
                 let has_started = self.cells[at].go_on(opening, &mut self.coverage)?;
                 self.started(at, has_started);
