@@ -100,6 +100,9 @@ struct KeyArgs {
     /// How the log is written: write or map
     #[arg(long, value_name = "HOW")]
     log_io: Option<String>,
+    /// Whether a leader reads without asking the others, which relies on clocks: true or false
+    #[arg(long, value_name = "BOOL")]
+    lease_reads: Option<String>,
     /// Least important messages shown: error, warn, info, debug, trace or off
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -121,6 +124,7 @@ impl KeyArgs {
             ("snapshot_after", self.snapshot_after),
             ("store_max", self.store_max),
             ("log_io", self.log_io),
+            ("lease_reads", self.lease_reads),
             ("log_level", self.log_level),
         ];
         all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()

@@ -79,15 +79,16 @@ impl Reader<'_> {
         entries
     }
 
-    /// The text of a string or a decimal integer.
+    /// The text of a string, a decimal integer or a truth value.
     fn scalar(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<String, Error> {
         match value.get_ref() {
             DeValue::String(text) => Ok(text.to_string()),
+            DeValue::Boolean(truth) => Ok(truth.to_string()),
             DeValue::Integer(number) if number.radix() == 10 => Ok(number.as_str().to_owned()),
             other => Err(Error::Syntax {
                 origin: self.origin(value.span()),
                 reason: format!(
-                    "{key} is {} here; give text in quotes or a decimal number",
+                    "{key} is {} here; give text in quotes, a decimal number, true or false",
                     article(other.type_str())
                 ),
             }),

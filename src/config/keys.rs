@@ -58,7 +58,7 @@ const SIZE: &str = "a size, such as \"64MiB\", \"512KiB\" or a number of bytes";
 const LISTEN: &str = "an IP address and a port from 1 to 65535, such as \"0.0.0.0:7001\"";
 const DIRECTORY: &str = "the path of a directory";
 
-static KEYS: [Key; 13] = [
+static KEYS: [Key; 14] = [
     Key {
         name: "name",
         allowed: NAME_ALLOWED,
@@ -113,6 +113,11 @@ static KEYS: [Key; 13] = [
         name: "log_io",
         allowed: "\"write\" or \"map\"",
         set: |c, v| put(&mut c.settings.log_io, log_io(v)),
+    },
+    Key {
+        name: "lease_reads",
+        allowed: "true or false",
+        set: |c, v| put(&mut c.settings.lease_reads, v.parse().ok()),
     },
     Key {
         name: "log_level",

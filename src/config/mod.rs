@@ -65,6 +65,7 @@ impl Default for Config {
                 snapshot_log_bytes: 256 << 20,
                 store_bytes_max: 8 << 30,
                 log_io: LogIo::Write,
+                lease_reads: false,
             },
             log_level: LevelFilter::INFO,
             warnings: Vec::new(),

@@ -37,13 +37,14 @@ fn an_empty_file_gives_the_defaults() {
 #[test]
 fn durations_and_sizes_are_read_as_humans_write_them() {
     let text = "heartbeat = \"20ms\"\nelection_timeout = \"1s\"\nvalue_max = 4_096\nsegment = \"128 KiB\"\n\
-                snapshot_after = \"1MiB\"\nstore_max = \"2GiB\"\nlog_io = \"map\"\nlog_level = \"debug\"";
+                snapshot_after = \"1MiB\"\nstore_max = \"2GiB\"\nlog_io = \"map\"\nlease_reads = true\nlog_level = \"debug\"";
     let config = parse(text).unwrap();
     let s = &config.settings;
     assert_eq!((s.heartbeat.as_millis(), s.election_timeout.as_millis()), (20, 1000));
     assert_eq!((s.value_bytes_max, s.segment_bytes), (4096, 128 << 10));
     assert_eq!((s.snapshot_log_bytes, s.store_bytes_max), (1 << 20, 2 << 30));
     assert_eq!((s.log_io, config.log_level), (LogIo::Map, LevelFilter::DEBUG));
+    assert!(s.lease_reads);
 }
 
 #[test]
@@ -84,6 +85,7 @@ fn a_bad_value_names_line_key_and_what_is_allowed() {
         ("value_max", "\"4 apples\""),
         ("segment", "-1"),
         ("log_io", "\"mmap\""),
+        ("lease_reads", "\"perhaps\""),
         ("log_level", "\"loud\""),
     ] {
         let message = refusal(&format!("# first\n{key} = {value}\n"));

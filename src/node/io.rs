@@ -16,6 +16,9 @@ pub struct Input {
     pub ticks: u32,
     /// Milliseconds since 1970, for the leader's clock entries.
     pub now_ms: u64,
+    /// Milliseconds of a clock that never goes back and counts on while the machine sleeps; read after everything else
+    /// here has arrived.
+    pub clock_ms: u64,
     /// Messages of peers, each with the entries that came beside it.
     pub messages: Vec<(Message, Option<Batch>)>,
     /// Requests of clients.

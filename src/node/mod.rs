@@ -105,6 +105,7 @@ struct Snapshots {
 impl Node {
     /// Takes in what arrived and says what is to be written and sent.
     pub fn step_in(&mut self, input: &mut Input, output: &mut Output) {
+        self.raft.set_now(input.clock_ms);
         for persisted in input.persisted.drain(..) {
             self.on_persisted(persisted, output);
         }

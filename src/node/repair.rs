@@ -32,6 +32,8 @@ pub struct Repair {
     contacts: BTreeMap<NodeId, Contact>,
     /// Who answered that it does not have what is wanted now.
     lacking: BTreeSet<NodeId>,
+    /// Who was asked for it, with or without an answer.
+    tried: BTreeSet<NodeId>,
     /// Who was asked last.
     asked: NodeId,
     fetched: u64,
@@ -101,7 +103,17 @@ impl Repair {
         contacts.extend(options.about.contacts.clone());
         let own = contacts.remove(&options.raft.id);
         let asked = options.raft.id;
-        Repair { options, log, lost, own, contacts, lacking: BTreeSet::new(), asked, fetched: 0 }
+        Repair {
+            options,
+            log,
+            lost,
+            own,
+            contacts,
+            lacking: BTreeSet::new(),
+            tried: BTreeSet::new(),
+            asked,
+            fetched: 0,
+        }
     }
 
     /// For a node whose log is whole and begins after what its snapshots cover.
@@ -132,6 +144,14 @@ impl Repair {
         gaps.map(|gap| gap.last.0 - gap.first.0 + 1).sum()
     }
 
+    /// Whether a majority does not have what is wanted, and nobody is left to be asked: those that do not answer may be
+    /// gone for ever. A majority that goes on without this node has all that was committed.
+    fn is_given_up(&self) -> bool {
+        let majority = (self.contacts.len() + 1) / 2 + 1;
+        self.lacking.len() >= majority.min(self.contacts.len())
+            && self.contacts.keys().all(|id| self.tried.contains(id))
+    }
+
     /// How it stands.
     pub fn outcome(&self) -> Outcome {
         if let Some(why) = &self.lost {
@@ -139,9 +159,11 @@ impl Repair {
         }
         match self.log.as_ref().and_then(|log| log.wanted().first()) {
             None => Outcome::Mendable,
-            Some(gap) if self.contacts.keys().all(|id| self.lacking.contains(id)) => {
+            Some(gap) if self.is_given_up() => {
                 let all = format!("entries {} to {}", gap.first, gap.last);
-                Outcome::Lost(format!("no other node has {all} any more, which are lost here"))
+                Outcome::Lost(format!(
+                    "other nodes do not have {all} any more, which are lost here"
+                ))
             }
             Some(_) => Outcome::Wanting,
         }
@@ -153,6 +175,9 @@ impl Repair {
             return None;
         }
         let gap = *self.log.as_ref()?.wanted().first()?;
+        if self.contacts.contains_key(&self.asked) {
+            self.tried.insert(self.asked);
+        }
         let others = || self.contacts.keys().copied().filter(|id| !self.lacking.contains(id));
         let next = others().find(|id| *id > self.asked).or_else(|| others().next())?;
         self.asked = next;
@@ -170,8 +195,10 @@ impl Repair {
         if answer.is_some_and(|batch| log.supply(batch).is_ok()) {
             self.fetched += count;
             self.lacking.clear();
+            self.tried.clear();
         } else {
             self.lacking.insert(from);
+            self.tried.insert(from);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::effects::Write;
+use super::lease::Lease;
 use super::progress::Progress;
 use super::read::Reads;
 use super::state::{Candidate, Leader, Role, Transfer};
@@ -106,7 +107,7 @@ impl Raft {
     pub(super) fn ignores_vote_request(&self, message: &Message) -> bool {
         matches!(message.body, Body::RequestVote { pre: false, transfer: false, .. })
             && message.term > self.hard.term
-            && self.hears_leader()
+            && (self.hears_leader() || self.keeps_old_promise())
     }
 
     pub(super) fn on_vote_reply(&mut self, message: &Message, pre: bool, granted: bool) {
@@ -150,6 +151,7 @@ impl Raft {
             window_round: 0,
             window_index: noop_index,
             transfer: None,
+            lease: Lease::default(),
             uncommitted_bytes: 0,
             uncommitted: VecDeque::new(),
         }));
@@ -166,6 +168,7 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         if let (None, Some(to)) = (&leader.transfer, heir) {
             leader.transfer = Some(Transfer { to, elapsed: 0 });
+            leader.lease.void();
             self.maybe_finish_transfer();
         }
     }

@@ -27,6 +27,7 @@ mod change;
 mod durability;
 mod effects;
 mod election;
+mod lease;
 mod log;
 mod membership;
 mod message;
@@ -69,6 +70,10 @@ pub struct Config {
     pub window_bytes_max: u64,
     /// Bytes proposed and not committed, above which proposals are refused.
     pub uncommitted_bytes_max: u64,
+    /// How long a leader may read without asking after a round of heartbeats left that a majority answered, in
+    /// milliseconds; 0 for never. Shorter than the election timeout by more than clocks differ, and the same on all
+    /// nodes: each keeps a promise for it.
+    pub lease_ms: u64,
 }
 
 /// What a core is given of what survived.
@@ -92,6 +97,10 @@ pub struct Raft {
     role: Role,
     log: Log,
     durability: Durability,
+    /// The time, as far as it was told.
+    now_ms: u64,
+    /// Ticks since the start.
+    age_ticks: u32,
     effects: Effects,
     election_elapsed: u32,
     election_timeout: u32,
@@ -129,6 +138,8 @@ impl Raft {
             role: Role::Follower(Follower::default()),
             log,
             durability,
+            now_ms: 0,
+            age_ticks: 0,
             effects: Effects::default(),
             election_elapsed: 0,
             election_timeout: 0,

@@ -62,7 +62,30 @@ impl Raft {
             return;
         }
         leader.reads.waiting.push(asker);
+        if self.has_lease() {
+            self.read_by_lease();
+        }
         self.maybe_start_round();
+    }
+
+    /// Answers what waits at once, if this term has committed.
+    fn read_by_lease(&mut self) {
+        let index = self.hard.commit_index;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if index >= leader.noop_index {
+            let askers = std::mem::take(&mut leader.reads.waiting);
+            self.answer_reads(askers, index);
+        }
+    }
+
+    fn answer_reads(&mut self, askers: Vec<Asker>, index: Index) {
+        for Asker { from, id } in askers {
+            if from == self.config.id {
+                self.effects.reads.push((id, index));
+            } else {
+                self.send(from, Body::ReadIndexReply { id, index });
+            }
+        }
     }
 
     /// Starts a round for all waiting reads if none is in flight and this term has committed.
@@ -97,14 +120,7 @@ impl Raft {
             return;
         }
         let Some(round) = leader.reads.in_flight.take() else { return };
-        for asker in round.askers {
-            if asker.from == self.config.id {
-                self.effects.reads.push((asker.id, round.index));
-            } else {
-                let body = Body::ReadIndexReply { id: asker.id, index: round.index };
-                self.send(asker.from, body);
-            }
-        }
+        self.answer_reads(round.askers, round.index);
         self.maybe_start_round();
     }
 

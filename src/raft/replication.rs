@@ -152,6 +152,7 @@ impl Raft {
         for (to, body) in beats {
             self.send(to, body);
         }
+        self.on_round_sent(round);
     }
 
     pub(super) fn on_heartbeat_reply(&mut self, from: NodeId, round: u64) {
@@ -162,6 +163,7 @@ impl Raft {
             return;
         }
         peer.round = peer.round.max(round);
+        self.renew_lease();
         self.maybe_finish_round();
         self.replicate_to(from);
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::lease::Lease;
 use super::progress::Progress;
 use super::read::Reads;
 use super::{Event, Index, NodeId, Raft, ReadId, Term};
@@ -49,6 +50,7 @@ pub(super) struct Leader {
     /// The last index when that window began.
     pub(super) window_index: Index,
     pub(super) transfer: Option<Transfer>,
+    pub(super) lease: Lease,
     pub(super) uncommitted_bytes: u64,
     /// Last index and bytes of each proposal that is not yet committed.
     pub(super) uncommitted: std::collections::VecDeque<(Index, u64)>,
@@ -135,6 +137,7 @@ impl Raft {
     /// One tick: elections, heartbeats, check-quorum, patience.
     pub(super) fn on_tick(&mut self) {
         self.election_elapsed = self.election_elapsed.saturating_add(1);
+        self.age_ticks = self.age_ticks.saturating_add(1);
         self.durability.on_tick();
         match &mut self.role {
             Role::Follower(follower) => {

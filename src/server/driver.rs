@@ -89,6 +89,7 @@ impl Driver {
         input.checkpoints = reports.checkpoints;
         input.now_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+        input.clock_ms = boot_clock_ms();
         self.shared.answer_fetches(|want| self.node.fetch(want));
         self.node.step_in(input, output);
         self.threads.sync(std::mem::take(&mut output.log_work));
@@ -173,6 +174,12 @@ impl Driver {
             }
         }
     }
+}
+
+/// The time since the machine was started, also while it slept. Leases are counted by it.
+fn boot_clock_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 /// How long a stopping leader waits for another to take over.

@@ -48,4 +48,6 @@ pub struct Settings {
     pub store_bytes_max: u64,
     /// How the log is written.
     pub log_io: LogIo,
+    /// Whether a leader may read by its lease.
+    pub lease_reads: bool,
 }

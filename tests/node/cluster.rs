@@ -137,6 +137,7 @@ impl Cluster {
                 append_entries_max: 64,
                 window_bytes_max: 64 << 10,
                 uncommitted_bytes_max: 8 << 20,
+                lease_ms: 0,
             },
             about: About {
                 name: format!("n{}", node + 1),

@@ -52,6 +52,7 @@ impl World {
             append_entries_max: dice.pick(&[1, 1, 3, 64]),
             window_bytes_max: dice.pick(&[1, 10_000, 1 << 40]),
             uncommitted_bytes_max: dice.pick(&[10_000, 1 << 40]),
+            lease_ms: 0,
         };
         let weights = weights(&mut dice);
         let down = voters.iter().map(|&id| (id, Disk::new(&voters))).collect();

@@ -197,6 +197,7 @@ fn config() -> Config {
         append_entries_max: 64,
         window_bytes_max: 1 << 20,
         uncommitted_bytes_max: 1 << 20,
+        lease_ms: 0,
     }
 }
 

@@ -232,6 +232,7 @@ impl Cell {
                 append_entries_max: protocol.append_entries_max,
                 window_bytes_max: protocol.window_bytes_max,
                 uncommitted_bytes_max: protocol.uncommitted_bytes_max,
+                lease_ms: protocol.lease_ms,
             },
             about: About {
                 name: format!("n{}", self.id + 1),

@@ -50,6 +50,8 @@ pub(crate) struct Protocol {
     pub(crate) window_bytes_max: u64,
     pub(crate) uncommitted_bytes_max: u64,
     pub(crate) snapshot_log_bytes: u64,
+    /// Leaders read by their lease; clocks differ by less than it allows for then.
+    pub(crate) lease_ms: u64,
 }
 
 impl Options {
@@ -69,18 +71,23 @@ impl Options {
             io: *rng.pick(&[LogIo::Write, LogIo::Map]),
         };
         let heartbeat_ticks = rng.between(1, 4) as u32;
+        let election_ticks = heartbeat_ticks * 3 + rng.between(5, 20) as u32;
+        let has_leases = rng.permille(300);
+        let lease_ms = u64::from(election_ticks) * crate::world::TICK_US / 1000 * 2 / 3;
         let protocol = Protocol {
             heartbeat_ticks,
-            election_ticks: heartbeat_ticks * 3 + rng.between(5, 20) as u32,
+            election_ticks,
             append_bytes_max: *rng.pick(&[200, 4 << 10, 64 << 10]),
             append_entries_max: *rng.pick(&[1, 1, 2, 64]),
             window_bytes_max: *rng.pick(&[500, 8 << 10, 1 << 20]),
             uncommitted_bytes_max: *rng.pick(&[300, 64 << 10, 1 << 20]),
             snapshot_log_bytes: *rng.pick(&[500, 2000, 2000, 8000, u64::MAX]),
+            lease_ms: if has_leases { lease_ms } else { 0 },
         };
         let drifts = rng.coin();
+        let (slowest, fastest) = if has_leases { (800, 1250) } else { (500, 2000) };
         let clock_permille =
-            (0..nodes).map(|_| if drifts { rng.between(500, 2000) } else { 1000 }).collect();
+            (0..nodes).map(|_| if drifts { rng.between(slowest, fastest) } else { 1000 }).collect();
         Options {
             seed,
             nodes,

@@ -278,10 +278,11 @@ impl World {
             self.schedule_at(until, Event::Turn { node: at, life });
             return Ok(());
         }
-        let wall_ms = self.cells[at].wall_ms;
+        let (wall_ms, now_ms) = (self.cells[at].wall_ms, self.now / 1000);
         let Some(running) = self.cells[at].alive(life) else { return Ok(()) };
         running.turn_is_due = false;
         running.input.now_ms = wall_ms;
+        running.input.clock_ms = now_ms;
         let mut output = Output::default();
         running.node.step_in(&mut running.input, &mut output);
         running.work.append(&mut output.log_work);
