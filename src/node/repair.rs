@@ -147,7 +147,8 @@ impl Repair {
     /// Whether a majority does not have what is wanted, and nobody is left to be asked: those that do not answer may be
     /// gone for ever. A majority that goes on without this node has all that was committed.
     fn is_given_up(&self) -> bool {
-        let majority = (self.contacts.len() + 1) / 2 + 1;
+        let members = self.contacts.len() + 1;
+        let majority = members / 2 + 1;
         self.lacking.len() >= majority.min(self.contacts.len())
             && self.contacts.keys().all(|id| self.tried.contains(id))
     }

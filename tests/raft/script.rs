@@ -38,6 +38,8 @@ enum Command {
         window: Option<u64>,
         #[arg(key)]
         uncommitted: Option<u64>,
+        #[arg(key)]
+        lease: Option<u64>,
     },
     /// The terms of a node's log, as if it had been restarted with it.
     Log {
@@ -94,6 +96,10 @@ enum Command {
     Double { from: Id, to: Id },
     /// Cuts these nodes off from all others.
     Partition { nodes: Vec<Id> },
+    /// Cuts one direction of one link.
+    Cut { from: Id, to: Id },
+    /// The clock of a node, in milliseconds; only leases look at it.
+    Clock { node: Id, ms: u64 },
     /// Mends all cuts.
     Heal,
     /// Takes all from a node that its disk does not hold.
@@ -173,11 +179,12 @@ impl goldenscript::Runner for Script {
         command: &Command,
         _: &goldenscript::Context,
     ) -> Result<String, Box<dyn Error>> {
-        if let Command::Cluster { nodes, entries, window, uncommitted } = *command {
+        if let Command::Cluster { nodes, entries, window, uncommitted, lease } = *command {
             let mut config = config();
             config.append_entries_max = entries.unwrap_or(config.append_entries_max);
             config.window_bytes_max = window.unwrap_or(config.window_bytes_max);
             config.uncommitted_bytes_max = uncommitted.unwrap_or(config.uncommitted_bytes_max);
+            config.lease_ms = lease.unwrap_or(0);
             self.cluster = Some(Cluster::new(config, nodes));
             return Ok(String::new());
         }
@@ -237,6 +244,10 @@ fn on_world(cluster: &mut Cluster, command: &Command) -> bool {
             let cuts = cluster.cuts.clone();
             cluster.wires.retain(|m| !cuts.contains(&(m.from, m.to)));
         }
+        Command::Cut { from, to } => {
+            cluster.cuts.insert((from.0, to.0));
+            cluster.wires.retain(|m| (m.from, m.to) != (from.0, to.0));
+        }
         Command::Heal => cluster.cuts.clear(),
         Command::Snapshot { from, to, index } => {
             cluster.snapshot(from.0, to.0, index.map(Index));
@@ -279,6 +290,7 @@ fn on_node(cluster: &mut Cluster, command: &Command) -> Result<(), Box<dyn Error
             let disk = cluster.crashed.remove(&node.0).ok_or("it is up already")?;
             cluster.start(node.0, disk);
         }
+        Command::Clock { node, ms } => cluster.node(node.0).raft.set_now(*ms),
         Command::Join { node } => cluster.start(node.0, Disk::new(&BTreeSet::new())),
         Command::Compact { node, index } => {
             let event = cluster.node(node.0).compact(Index(*index)).ok_or("not in the log")?;
@@ -418,6 +430,8 @@ scripts! {
     membership,
     membership_bugs,
     strangers,
+    leases,
+    published,
 }
 
 /// A script without a test would be believed and never run.
