@@ -6,6 +6,7 @@
 mod checks;
 mod cluster;
 mod dice;
+mod links;
 mod node;
 mod random;
 mod script;

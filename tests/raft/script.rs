@@ -194,7 +194,7 @@ impl goldenscript::Runner for Script {
     }
 }
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         id: NodeId(0),
         election_ticks: 10,
