@@ -31,7 +31,11 @@ impl Raft {
     }
 
     pub(super) fn maybe_campaign(&mut self) {
-        let may_run = self.log.membership().is_voter(self.config.id);
+        // Who leaves may still be needed until that is committed: perhaps nobody else has so much of the log (thesis
+        // 4.2.2).
+        let committed = &self.log.membership_at(self.hard.commit_index).membership;
+        let own = self.config.id;
+        let may_run = self.log.membership().is_voter(own) || committed.is_voter(own);
         if self.election_elapsed < self.election_timeout || !may_run {
             return;
         }

@@ -208,7 +208,7 @@ impl Cell {
         Arc::new(self.disk.clone())
     }
 
-    fn open_options(&self, options: &Options) -> OpenOptions {
+    pub(crate) fn open_options(&self, options: &Options) -> OpenOptions {
         let protocol = &options.protocol;
         let id = NodeId(self.id as u64 + 1);
         let salt_seed = options.seed ^ (self.life << 8) ^ self.id as u64;

@@ -19,12 +19,14 @@ impl World {
             self.schedule(0, Event::Start { node });
         }
         self.stay_away();
+        self.dismiss_removed();
         let deadline = self.now + LIVENESS_US;
         while !self.is_settled() {
             if self.now > deadline {
                 return Err(format!("no progress after everything was healed: {}", self.picture()));
             }
             self.step()?;
+            self.dismiss_removed();
         }
         for cell in &self.cells {
             if let Some(running) = &cell.running {
@@ -34,8 +36,22 @@ impl World {
         Ok(())
     }
 
+    /// Nodes that were removed are told so, and stop.
+    fn dismiss_removed(&mut self) {
+        for node in 0..self.cells.len() {
+            if !self.cells[node].is_dead && self.is_removed(node) {
+                self.coverage.count("member: removed");
+                self.crash(node, false);
+                self.cells[node].is_dead = true;
+            }
+        }
+    }
+
     /// Some nodes that the others can do without do not come back.
     fn stay_away(&mut self) {
+        if self.options.changes_members {
+            return;
+        }
         let dead = self.cells.iter().filter(|cell| cell.is_damaged).count();
         let spare = ((self.cells.len() - 1) / 2).saturating_sub(dead);
         for _ in 0..self.rng.below(spare as u64 + 1) {
@@ -69,12 +85,14 @@ impl World {
             Some(running) => {
                 let (core, applied) = (running.node.core(), running.node.applied().0);
                 format!(
-                    "n{}: {:?} {:?} applied {applied} last {} durable {}",
+                    "n{}: {:?} {:?} applied {applied} last {} durable {} members {:?} {:?}",
                     cell.id + 1,
                     core.role(),
                     core.hard_state(),
                     core.last_index(),
-                    core.durable_index()
+                    core.durable_index(),
+                    core.membership().voters,
+                    core.membership().outgoing
                 )
             }
         };

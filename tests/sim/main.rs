@@ -12,6 +12,7 @@ mod coverage;
 mod ending;
 mod history;
 mod linear;
+mod members;
 mod nemesis;
 mod network;
 mod options;

@@ -24,9 +24,11 @@ enum Deed {
     Rot,
     Misdirect,
     Transfer,
+    Add,
+    Remove,
 }
 
-const DEEDS: [Deed; 16] = [
+const DEEDS: [Deed; 18] = [
     Deed::CrashOne,
     Deed::CrashLeader,
     Deed::CrashAll,
@@ -43,6 +45,8 @@ const DEEDS: [Deed; 16] = [
     Deed::Rot,
     Deed::Misdirect,
     Deed::Transfer,
+    Deed::Add,
+    Deed::Remove,
 ];
 
 impl World {
@@ -105,6 +109,8 @@ impl World {
                     running.input.transfer = true;
                 }
             }
+            Deed::Add => self.ask_for_another(),
+            Deed::Remove => self.ask_to_remove(anyone),
         }
         Ok(())
     }
@@ -157,6 +163,9 @@ impl World {
 
     /// Whether the others could do without this node for ever.
     pub(crate) fn may_damage(&self, node: usize) -> bool {
+        if self.options.changes_members {
+            return false;
+        }
         let damaged = self.cells.iter().filter(|cell| cell.is_damaged).count();
         self.cells[node].is_damaged || damaged < (self.cells.len() - 1) / 2
     }

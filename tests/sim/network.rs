@@ -67,7 +67,8 @@ impl Network {
     pub(crate) fn split(&mut self, side: &[bool]) {
         for (from, row) in self.cut.iter_mut().enumerate() {
             for (to, cut) in row.iter_mut().enumerate() {
-                *cut = side[from] != side[to];
+                // Nodes that have not joined yet are on no side.
+                *cut = side.get(from) != side.get(to) && from.max(to) < side.len();
             }
         }
     }

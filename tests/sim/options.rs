@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) at_leader: u32,
     /// What the nemesis may do, by the order of `nemesis::Deed`.
     pub(crate) deeds: u32,
+    /// Nodes join and are removed; nothing that no recovery can mend is done to disks then.
+    pub(crate) changes_members: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +103,10 @@ impl Options {
             nemesis_us: *rng.pick(&[50_000, 200_000, 800_000]),
             at_leader: if rng.coin() { 800 } else { 0 },
             deeds: rng.next() as u32 | rng.next() as u32,
+            changes_members: rng.permille(300),
         }
     }
 }
+
+/// How many nodes there ever are beyond the first ones.
+pub(crate) const JOINERS_MAX: usize = 4;

@@ -53,6 +53,9 @@ impl World {
     }
 
     pub(crate) fn answer(&mut self, to: ReplyTo, answer: Answer) {
+        if to.stream == u64::MAX {
+            return;
+        }
         if self.rng.permille(self.options.net.loss / 3) && !self.is_calm {
             self.coverage.count("answer: lost on its way");
             return;

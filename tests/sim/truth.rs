@@ -1,12 +1,12 @@
 //! What the whole cluster has decided, seen from outside, and what every node must agree with at each step. Each
 //! committed entry is kept as it was first seen; a model of its own says what it means.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use quicraft::node::Node;
 use quicraft::proto;
 use quicraft::proto::command::{Command, Op};
-use quicraft::raft::{EntryKind, Index, RoleKind, Term};
+use quicraft::raft::{EntryKind, Index, Membership, NodeId, RoleKind, Term};
 
 use crate::coverage::Coverage;
 
@@ -20,6 +20,8 @@ pub(crate) struct Truth {
     /// The term of the node that was first seen to have each committed: it was committed in that term or before.
     committed_in: Vec<Term>,
     leaders: BTreeMap<Term, usize>,
+    /// The members from each committed change on.
+    memberships: BTreeMap<u64, Membership>,
     /// Hash of the store's state at each index at which some node was seen.
     states: HashMap<u64, u64>,
     pub(crate) model: Model,
@@ -41,6 +43,19 @@ impl Truth {
         self.terms.len() as u64
     }
 
+    /// The members now.
+    pub(crate) fn membership(&self) -> Option<&Membership> {
+        self.memberships.last_key_value().map(|(_, membership)| membership)
+    }
+
+    /// Whether these are a quorum of those that decided on an entry: of the members at its place in the log, or of those
+    /// that were decided on behind it before it was committed.
+    pub(crate) fn has_quorum(&self, index: u64, holders: &BTreeSet<NodeId>) -> bool {
+        let before = self.memberships.range(..=index).next_back();
+        let after = self.memberships.range(index + 1..);
+        before.into_iter().chain(after).any(|(_, membership)| membership.has_quorum(holders))
+    }
+
     /// Looks at a node after its turn.
     pub(crate) fn check(
         &mut self,
@@ -59,6 +74,11 @@ impl Truth {
             self.check_entry(at, node, index, coverage)?;
         }
         seen.commit = commit;
+        let members = &core.membership_at(hard.commit_index).membership;
+        let known = self.memberships.range(..=commit).next_back();
+        if known.is_some_and(|(_, known)| known != members) {
+            return Err(format!("n{}: goes by {members:?} at {commit}, not {known:?}", at + 1));
+        }
         let (applied, hash) = node.applied();
         if applied.0 < seen.applied || applied.0 > commit {
             let was = seen.applied;
@@ -141,6 +161,11 @@ impl Truth {
         };
         self.terms.push(term);
         self.committed_in.push(node.core().hard_state().term);
+        if entry.kind == EntryKind::Membership {
+            let membership = proto::decode(&entry.body, "membership")
+                .map_err(|error| format!("entry {index} holds a {error}"))?;
+            self.memberships.insert(index, membership);
+        }
         if entry.kind == EntryKind::Command {
             let command = proto::decode::<Command<'_>>(&entry.body, "command")
                 .map_err(|error| format!("entry {index} holds a {error}"))?;

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use bytes::Bytes;
 use quicraft::node::{self, Output, Sent};
-use quicraft::raft::{Body, Message, NodeId, RoleKind, Term};
+use quicraft::raft::{Body, Index, Message, NodeId, RoleKind, Term};
 use quicraft::wal::Batch;
 use quicraft::{proto, wal};
 
@@ -14,7 +14,7 @@ use crate::clients::{Answer, Client};
 use crate::coverage::Coverage;
 use crate::history::{self, Record};
 use crate::network::Network;
-use crate::options::Options;
+use crate::options::{JOINERS_MAX, Options};
 use crate::rng::Rng;
 use crate::talk::Answers;
 use crate::truth::{Broken, Truth};
@@ -132,7 +132,7 @@ impl World {
             .map(|_| Client::new(rng.below(options.nodes as u64) as usize))
             .collect();
         let mut world = World {
-            network: Network::new(options.net.clone(), options.nodes),
+            network: Network::new(options.net.clone(), options.nodes + JOINERS_MAX),
             rng,
             now: 0,
             queue: BinaryHeap::new(),
@@ -310,7 +310,9 @@ impl World {
             self.send(&message, &batches);
         }
         for to in send_snapshots {
-            self.send_snapshot(at, to.0 as usize - 1, life);
+            if (to.0 as usize) <= self.cells.len() {
+                self.send_snapshot(at, to.0 as usize - 1, life);
+            }
         }
         self.check(at, &answers)?;
         for (to, answer) in answers.0 {
@@ -329,21 +331,34 @@ impl World {
 
     /// All checks after a turn.
     fn check(&mut self, at: usize, answers: &Answers) -> Result<(), Broken> {
+        let is_damaged = self.cells[at].is_damaged;
         let Some(running) = &mut self.cells[at].running else { return Ok(()) };
         let (node, seen) = (&running.node, &mut running.seen);
         let durable = node.core().durable_index().0;
+        let news = self.truth.committed() + 1..=node.core().hard_state().commit_index.0;
+        if is_damaged && news.into_iter().any(|index| node.entry(Index(index)).is_err()) {
+            // What is committed cannot be read back here: damage, met while running.
+            self.crash(at, false);
+            self.restart_later(at);
+            return Ok(());
+        }
         self.truth.check(at, node, seen, &mut self.coverage)?;
         self.cells[at].durable = self.cells[at].durable.max(durable);
         for revision in answers.1.iter().copied() {
-            let holders = self.cells.iter().filter(|cell| cell.durable >= revision).count();
+            let holding = self.cells.iter().filter(|cell| cell.durable >= revision);
+            let holders = holding.map(|cell| NodeId(cell.id as u64 + 1)).collect();
             self.coverage.count("check: write acknowledged by a majority of disks");
-            if holders <= self.cells.len() / 2 {
+            // The members that the leader goes by may not be committed yet.
+            let own = self.cells[at].running.as_ref().map(|it| it.node.core().membership());
+            let is_held = own.is_some_and(|members| members.has_quorum(&holders));
+            if !is_held && !self.truth.has_quorum(revision, &holders) {
                 return Err(format!(
-                    "n{}: revision {revision} is acknowledged and durable on {holders} nodes only",
+                    "n{}: revision {revision} is acknowledged and durable on {holders:?} only",
                     at + 1
                 ));
             }
         }
+        self.take_in_joiners();
         Ok(())
     }
 
@@ -396,6 +411,10 @@ impl World {
     fn send(&mut self, message: &Message, batches: &[Batch]) {
         self.coverage.count(message_name(&message.body));
         let (from, to) = (message.from.0 as usize - 1, message.to.0 as usize - 1);
+        if to >= self.cells.len() {
+            // Added, and not started yet.
+            return;
+        }
         let (now, rng) = (self.now, &mut self.rng);
         let arrivals = self.network.arrivals((from, to), now, rng, &mut self.coverage);
         if arrivals.is_empty() {
