@@ -113,6 +113,8 @@ impl Raft {
             leader.peers.entry(id).or_insert_with(|| Progress::new(next));
         }
         leader.transfer.take_if(|transfer| !leader.peers.contains_key(&transfer.to));
+        // With fewer voters a round may have its majority already; alone, nobody else would ever say so.
+        self.maybe_finish_round();
     }
 
     /// The leader's next step in a change, once the last one is committed.

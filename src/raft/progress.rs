@@ -82,7 +82,10 @@ impl Progress {
         self.match_index = self.match_index.max(index);
         self.next_index = self.next_index.max(self.match_index.next());
         let snapshot_is_in = self.state == State::Snapshot && is_news;
-        if matches!(self.state, State::Probe { .. }) || snapshot_is_in {
+        // A late answer to something else is none to the question: with each of them the whole window would go out
+        // again, and where messages overtake each other the answers to that would do the same.
+        let is_answer = matches!(self.state, State::Probe { .. }) && agrees;
+        if is_answer || snapshot_is_in {
             self.become_replicate(agrees);
         }
         is_news
