@@ -142,8 +142,12 @@ async fn a_timeout_says_whether_the_write_may_have_happened() {
     let error = hasty.get("a").await.unwrap_err();
     assert!(matches!(error, Error::Timeout { may_have_happened: false, .. }), "{error:?}");
     cluster.with(|shared| shared.leader = 0);
-    let error = hasty.put("a", "1").await.unwrap_err();
-    assert!(matches!(error, Error::Timeout { may_have_happened: false, .. }), "{error:?}");
+    // Unless the time ends just between a sending and its answer, which a busy machine may bring about.
+    let mut errors = Vec::new();
+    while !matches!(errors.last(), Some(Error::Timeout { may_have_happened: false, .. })) {
+        assert!(errors.len() < 5, "{errors:?}");
+        errors.push(hasty.put("a", "1").await.unwrap_err());
+    }
     // The given-up number is released: the next write says that it is over.
     cluster.with(|shared| shared.leader = 1);
     client.put("a", "2").await.unwrap();
