@@ -249,6 +249,7 @@ fn ready(
         raft,
         log,
         store,
+        compacted: None,
         writes: VecDeque::new(),
         proposals: VecDeque::new(),
         growth: Growth::default(),
