@@ -1,6 +1,6 @@
 //! The end of a turn: committed entries go into the store; checkpoints begin, end and arrive.
 
-use super::{CheckpointJob, Checkpointed, Node, Output, ReceivedSnapshot, Replies, Snapshots};
+use super::{CheckpointJob, Node, Output, ReceivedSnapshot, Replies, Snapshots};
 use crate::proto;
 use crate::proto::client::Reply;
 use crate::proto::command::{Command, Outcome};
@@ -74,13 +74,12 @@ impl Node {
 
     /// A checkpoint is durable: the log is cut back to the one before it, so that two snapshots can
     /// each be completed by the log.
-    pub(super) fn on_checkpoint(&mut self, done: Option<Checkpointed>, output: &mut Output) {
+    pub(super) fn on_checkpoint(&mut self, at: Option<super::SnapshotAt>, output: &mut Output) {
         self.snapshots.running = false;
-        let Some(Checkpointed { at, compacted }) = done else { return };
+        let Some(at) = at else { return };
         if self.snapshots.newest.as_ref().is_some_and(|newest| newest.index >= at.index) {
             return;
         }
-        self.compacted = compacted;
         self.log.snapshot_saved(at.index, at.term);
         if let Some(older) = self.snapshots.newest.replace(at) {
             let cut = older.index.min(self.needed_after());
@@ -89,41 +88,6 @@ impl Node {
                 self.log.purge(cut.next());
             }
         }
-    }
-
-    /// Brings the compacted store to the present revision, in lots, and lets it take the place of the present one. Who
-    /// reads from that keeps it until then.
-    pub(super) fn advance_compacted(&mut self, output: &mut Output) {
-        let Some(compacted) = &mut self.compacted else { return };
-        let (from, to) = (compacted.revision(), self.store.revision());
-        if from < to {
-            let last = to.min(from.plus(APPLY_ENTRIES_MAX));
-            let Ok(batches) = self.log.read(from.next(), last, APPLY_BYTES) else {
-                // The log went on meanwhile: the next checkpoint gives another.
-                self.compacted = None;
-                return;
-            };
-            let entries = batches.iter().flat_map(Batch::lent);
-            for (meta, body) in entries.take_while(|(entry, _)| entry.index <= last) {
-                match command(meta, body) {
-                    (index, Some(command)) => drop(compacted.apply(index, &command)),
-                    (index, None) => compacted.advance(index),
-                }
-            }
-        }
-        if compacted.revision() < to {
-            output.again = true;
-            return;
-        }
-        let Some(compacted) = self.compacted.take() else { return };
-        // Both came from the same log: if they differ, memory or program is at fault, and nothing of it may be served.
-        assert_eq!(compacted.state_hash(), self.store.state_hash(), "two stores differ at {to}");
-        tracing::debug!(
-            "the store goes on in {} bytes instead of {}",
-            compacted.bytes(),
-            self.store.bytes()
-        );
-        self.store = compacted;
     }
 
     /// The log stays for followers that were heard lately and lag, as long as it is not too long: entries catch them
@@ -148,7 +112,6 @@ impl Node {
         let effects = self.step(event, None, output);
         if effects.install_snapshot {
             self.store = store;
-            self.compacted = None;
             self.abandon_proposals();
             self.log.purge(at.index.next());
             let running = self.snapshots.running;

@@ -32,7 +32,7 @@ pub struct Input {
     /// Peers whose connection broke.
     pub unreachable: Vec<NodeId>,
     /// Checkpoints that are durable now; `None` if one failed.
-    pub checkpoints: Vec<Option<Checkpointed>>,
+    pub checkpoints: Vec<Option<SnapshotAt>>,
     /// What became of snapshots on their way to peers.
     pub snapshots_sent: Vec<(NodeId, Sent)>,
     /// Snapshots that came from a leader.
@@ -169,14 +169,6 @@ pub struct CheckpointJob {
     pub at: SnapshotAt,
     /// The membership then.
     pub membership: Membership,
-}
-
-/// A checkpoint that is durable.
-pub struct Checkpointed {
-    /// What it covers.
-    pub at: SnapshotAt,
-    /// The store that it holds, without dead versions, if much of the node's own is dead.
-    pub compacted: Option<Store>,
 }
 
 /// Takes the answers of a turn.

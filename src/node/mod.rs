@@ -26,8 +26,8 @@ mod wire;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use io::{
-    CheckpointJob, Checkpointed, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo,
-    Request, RequestBody, Sent, SnapshotAt,
+    CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
+    RequestBody, Sent, SnapshotAt,
 };
 pub use open::{
     Error, OpenOptions, Opened, Opening, holds_data, init, init_learner, open, snapshots_dir,
@@ -67,8 +67,6 @@ pub struct Node {
     raft: Raft,
     log: Log,
     store: Store,
-    /// A store without dead versions that is on its way to the present one's revision, to take its place.
-    compacted: Option<Store>,
     /// Writes of the core on their way to the disk, with their place in the log.
     writes: VecDeque<(WriteId, Ordinal)>,
     /// The leader's proposals that are not yet applied, by index.
@@ -132,8 +130,8 @@ impl Node {
             self.snapshots.is_suspect |= sent == Sent::Damaged;
             self.step(Event::SnapshotSent { to, index }, None, output);
         }
-        for done in input.checkpoints.drain(..) {
-            self.on_checkpoint(done, output);
+        for at in input.checkpoints.drain(..) {
+            self.on_checkpoint(at, output);
         }
         for _ in 0..std::mem::take(&mut input.ticks) {
             self.step(Event::Tick, None, output);
@@ -152,7 +150,6 @@ impl Node {
     /// Applies what is committed and answers what that allows.
     pub fn step_out(&mut self, output: &mut Output, replies: &mut dyn Replies) {
         self.apply_committed(output, replies);
-        self.advance_compacted(output);
         self.answer_changes(replies);
         self.answer_reads(replies);
         self.maybe_checkpoint(output);

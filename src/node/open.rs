@@ -249,7 +249,6 @@ fn ready(
         raft,
         log,
         store,
-        compacted: None,
         writes: VecDeque::new(),
         proposals: VecDeque::new(),
         growth: Growth::default(),

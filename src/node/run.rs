@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{CheckpointJob, Checkpointed};
+use super::{CheckpointJob, SnapshotAt};
 use crate::proto;
 use crate::store::Pace;
 use crate::store::snapshot::{self, SnapshotMeta};
@@ -23,7 +23,7 @@ pub struct Reports {
     /// Finished syncs.
     pub persisted: Vec<Persisted>,
     /// Finished checkpoints, `None` for one that failed.
-    pub checkpoints: Vec<Option<Checkpointed>>,
+    pub checkpoints: Vec<Option<SnapshotAt>>,
     /// The log failed: nothing may be acknowledged any more.
     pub failure: Option<wal::Error>,
 }
@@ -193,20 +193,18 @@ pub fn write_checkpoint(
     dir: &snapshot::Dir,
     cluster: [u8; 16],
     pace: &Pace,
-) -> Option<Checkpointed> {
+) -> Option<SnapshotAt> {
     let CheckpointJob { checkpoint, at, membership } = job;
     let mut encoded = Vec::new();
     proto::encode(&membership, &mut encoded);
     let meta = SnapshotMeta { cluster, index: at.index, term: at.term, membership: encoded };
-    let used_bytes = checkpoint.used_bytes();
-    match checkpoint.write_compacting(dir, &meta, pace) {
-        Ok((info, compacted)) => {
+    match checkpoint.write(dir, &meta, pace) {
+        Ok(info) => {
             tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
             if let Err(error) = dir.retain(SNAPSHOTS_KEPT) {
                 tracing::warn!(%error, "an old snapshot could not be removed");
             }
-            let is_worth_it = used_bytes > DEAD_FACTOR * compacted.bytes();
-            Some(Checkpointed { at, compacted: is_worth_it.then_some(compacted) })
+            Some(at)
         }
         Err(_) if pace.cancel.load(Ordering::Relaxed) => None,
         Err(error) => {
@@ -218,8 +216,6 @@ pub fn write_checkpoint(
 
 /// The log's mark is brought up to date when nothing was written for this long.
 const IDLE: Duration = Duration::from_millis(100);
-/// The store gives way to its compacted image when it takes so many times its bytes.
-const DEAD_FACTOR: u64 = 2;
 /// The newest may be damaged, so the one before it stays, with the log after it.
 const SNAPSHOTS_KEPT: usize = 2;
 /// Checkpoints leave the disk to the log: bytes a second at most.

@@ -54,21 +54,8 @@ impl Checkpoint {
     /// If `meta.index` is not [`Checkpoint::revision`], or the membership is longer than
     /// [`snapshot::MEMBERSHIP_BYTES_MAX`].
     pub fn write(self, dir: &Dir, meta: &SnapshotMeta, pace: &Pace) -> Result<SnapshotInfo, Error> {
-        self.write_compacting(dir, meta, pace).map(|(info, _)| info)
-    }
-
-    /// The same; gives the compacted store as well, at the frozen revision.
-    ///
-    /// # Panics
-    /// As [`Checkpoint::write`].
-    pub fn write_compacting(
-        self,
-        dir: &Dir,
-        meta: &SnapshotMeta,
-        pace: &Pace,
-    ) -> Result<(SnapshotInfo, Store), Error> {
         assert_eq!(meta.index, self.revision, "a snapshot is named by what it holds");
-        let mut image = self.compact(pace)?;
+        let image = self.compact(pace)?;
         let sessions = self.sessions.encode();
         let header = Header {
             meta: meta.clone(),
@@ -78,17 +65,9 @@ impl Checkpoint {
             session_bytes: sessions.len() as u64,
             image_bytes: image.image().len() as u64,
         };
-        let Checkpoint { options, sessions: open, revision, state_hash, arena } = self;
         // Nothing of the old arena is needed any more: let it go if the store has gone on to another.
-        drop(arena);
-        let info = snapshot::write(dir, &header, &sessions, image.image(), pace)?;
-        image.publish(revision.0);
-        Ok((info, Store { options, tree: image, sessions: open, revision, state_hash }))
-    }
-
-    /// Bytes of the arena that were in use, dead versions included.
-    pub fn used_bytes(&self) -> u64 {
-        self.arena.used_bytes()
+        drop(self);
+        snapshot::write(dir, &header, &sessions, image.image(), pace)
     }
 
     /// A new arena with what is alive at the revision.
