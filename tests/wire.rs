@@ -108,9 +108,12 @@ async fn what_is_no_request_is_refused_with_a_reason() {
     let connection = connect(&cluster, 0, PortKind::Client, "client").await;
     let mut rng = Rng(1);
     let mut long_key = Vec::new();
-    encode(&Get { key: &[1; 5000], consistency: Consistency::Local }, &mut long_key);
+    encode(
+        &Get { key: &[1; 5000], consistency: Consistency::Local, revision: None },
+        &mut long_key,
+    );
     let mut trailing = Vec::new();
-    encode(&Get { key: b"k", consistency: Consistency::Local }, &mut trailing);
+    encode(&Get { key: b"k", consistency: Consistency::Local, revision: None }, &mut trailing);
     trailing.push(0);
     let mut cases = vec![
         (FrameKind::Get, long_key),
@@ -180,7 +183,7 @@ async fn a_long_value_does_not_stand_before_short_ones() {
     let connection = connect(&cluster, 0, PortKind::Client, "client").await;
     let get = |key: &[u8]| {
         let mut body = Vec::new();
-        encode(&Get { key, consistency: Consistency::Linearizable }, &mut body);
+        encode(&Get { key, consistency: Consistency::Linearizable, revision: None }, &mut body);
         frame(FrameKind::Get, &body)
     };
     let both = [get(b"long"), get(b"short")].concat();

@@ -58,6 +58,9 @@ pub(super) struct GetArgs {
     /// As one node has it, perhaps old, without asking the others
     #[arg(long)]
     pub(super) local: bool,
+    /// As it was at this revision
+    #[arg(long, value_name = "REVISION", conflicts_with = "local")]
+    pub(super) rev: Option<u64>,
 }
 
 /// Which key to remove.
@@ -91,9 +94,10 @@ impl DataCommand {
             }
             DataCommand::Get(get) => {
                 let key = get.key.into_vec();
-                let value = match get.local {
-                    true => client.get_local(key, None).await?,
-                    false => client.get(key).await?,
+                let value = match (get.local, get.rev) {
+                    (true, _) => client.get_local(key, None).await?,
+                    (false, Some(revision)) => client.get_at(key, revision).await?,
+                    (false, None) => client.get(key).await?,
                 };
                 let value = value.ok_or(Failure::NotFound)?;
                 output.value(&value.bytes, value.revision)?;

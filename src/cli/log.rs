@@ -127,6 +127,7 @@ fn command_text(body: &[u8], bodies: bool) -> String {
     };
     match command {
         Command::Clock { now_ms } => format!("clock {now_ms} ms"),
+        Command::Compact { below } => format!("compact below {below}"),
         Command::OpenSession => "open a session".to_owned(),
         Command::CloseSession(session) => format!("close session {}", session.0),
         Command::Write { session, seq, op, .. } => {

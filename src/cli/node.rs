@@ -94,6 +94,15 @@ struct KeyArgs {
     /// Log after which a snapshot is made and the log is cut
     #[arg(long, value_name = "SIZE")]
     snapshot_after: Option<String>,
+    /// How many revisions back can be read
+    #[arg(long, value_name = "N")]
+    history_revisions: Option<String>,
+    /// How long back can be read
+    #[arg(long, value_name = "DURATION")]
+    history_age: Option<String>,
+    /// Snapshots are sent at this rate, in bytes a second
+    #[arg(long, value_name = "SIZE")]
+    transfer_rate: Option<String>,
     /// Size of the store above which new data is refused
     #[arg(long, value_name = "SIZE")]
     store_max: Option<String>,
@@ -122,6 +131,9 @@ impl KeyArgs {
             ("value_max", self.value_max),
             ("segment", self.segment),
             ("snapshot_after", self.snapshot_after),
+            ("history_revisions", self.history_revisions),
+            ("history_age", self.history_age),
+            ("transfer_rate", self.transfer_rate),
             ("store_max", self.store_max),
             ("log_io", self.log_io),
             ("lease_reads", self.lease_reads),

@@ -43,6 +43,9 @@ pub(super) struct ScanArgs {
     /// As one node has them, perhaps old, without asking the others
     #[arg(long)]
     pub(super) local: bool,
+    /// As it was at this revision
+    #[arg(long, value_name = "REVISION", conflicts_with = "local")]
+    pub(super) rev: Option<u64>,
 }
 
 impl ScanArgs {
@@ -67,7 +70,8 @@ impl ScanArgs {
             false => Consistency::Linearizable,
         };
         let limit = self.limit.unwrap_or(u64::MAX);
-        ScanRequest { from, to, limit, reverse: self.reverse, mode, consistency, node: None }
+        let (reverse, revision) = (self.reverse, self.rev);
+        ScanRequest { from, to, limit, reverse, mode, consistency, node: None, revision }
     }
 }
 

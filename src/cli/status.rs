@@ -183,6 +183,7 @@ mod tests {
             log_bytes: 1536,
             keys: 7,
             store_bytes: 10,
+            oldest_revision: 0,
             state_hash: u64::MAX,
             peers: vec![],
         };

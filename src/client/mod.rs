@@ -188,7 +188,7 @@ impl Client {
     /// # Errors
     /// [`Error`]; never one that speaks of a write.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>, Error> {
-        self.read(key.as_ref(), To::Leader).await
+        self.read(key.as_ref(), To::Leader, None).await
     }
 
     /// Reads a key as one node has it, `node` or any: perhaps old, but without asking a majority.
@@ -200,15 +200,35 @@ impl Client {
         key: impl AsRef<[u8]>,
         node: Option<u64>,
     ) -> Result<Option<Value>, Error> {
-        self.read(key.as_ref(), node.map_or(To::Any, To::Node)).await
+        self.read(key.as_ref(), node.map_or(To::Any, To::Node), None).await
     }
 
-    async fn read(&self, key: &[u8], to: To) -> Result<Option<Value>, Error> {
+    /// Reads a key as it was at an older revision: just after the write that made it.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] for a revision that is gone, [`Error::Invalid`] for one that is yet to come; otherwise as
+    /// [`Client::get`].
+    pub async fn get_at(
+        &self,
+        key: impl AsRef<[u8]>,
+        revision: u64,
+    ) -> Result<Option<Value>, Error> {
+        self.read(key.as_ref(), To::Leader, Some(revision)).await
+    }
+
+    async fn read(
+        &self,
+        key: &[u8],
+        to: To,
+        revision: Option<u64>,
+    ) -> Result<Option<Value>, Error> {
         check_key(key)?;
         self.check_members(to)?;
         let consistency =
             if to == To::Leader { Consistency::Linearizable } else { Consistency::Local };
-        let encode = |body: &mut Vec<u8>| crate::proto::encode(&Get { key, consistency }, body);
+        let encode = |body: &mut Vec<u8>| {
+            crate::proto::encode(&Get { key, consistency, revision }, body);
+        };
         let request = Request { kind: FrameKind::Get, to, bytes: key.len(), encode: &encode };
         let answered = self.ask_reading(&request).await?;
         match answered.first {

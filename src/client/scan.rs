@@ -34,6 +34,8 @@ pub struct ScanRequest {
     pub consistency: Consistency,
     /// Which node answers a [`Consistency::Local`] scan; `None` for any.
     pub node: Option<u64>,
+    /// At this revision; `None` for the newest.
+    pub revision: Option<u64>,
 }
 
 impl Default for ScanRequest {
@@ -46,6 +48,7 @@ impl Default for ScanRequest {
             mode: ScanMode::Rows,
             consistency: Consistency::Linearizable,
             node: None,
+            revision: None,
         }
     }
 }
@@ -70,6 +73,7 @@ impl ScanRequest {
             reverse: self.reverse,
             mode: self.mode,
             consistency: self.consistency,
+            revision: self.revision,
         };
         crate::proto::encode(&scan, body);
     }

@@ -58,7 +58,7 @@ const SIZE: &str = "a size, such as \"64MiB\", \"512KiB\" or a number of bytes";
 const LISTEN: &str = "an IP address and a port from 1 to 65535, such as \"0.0.0.0:7001\"";
 const DIRECTORY: &str = "the path of a directory";
 
-static KEYS: [Key; 14] = [
+static KEYS: [Key; 17] = [
     Key {
         name: "name",
         allowed: NAME_ALLOWED,
@@ -103,6 +103,21 @@ static KEYS: [Key; 14] = [
         name: "snapshot_after",
         allowed: SIZE,
         set: |c, v| put(&mut c.settings.snapshot_log_bytes, parse_size(v)),
+    },
+    Key {
+        name: "history_revisions",
+        allowed: "a number of revisions",
+        set: |c, v| put(&mut c.settings.history_revisions, v.parse().ok()),
+    },
+    Key {
+        name: "history_age",
+        allowed: DURATION,
+        set: |c, v| put(&mut c.settings.history_age, duration(v)),
+    },
+    Key {
+        name: "transfer_rate",
+        allowed: SIZE,
+        set: |c, v| put(&mut c.settings.transfer_rate, parse_size(v)),
     },
     Key {
         name: "store_max",

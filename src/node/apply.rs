@@ -1,10 +1,11 @@
 //! The end of a turn: committed entries go into the store; checkpoints begin, end and arrive.
 
-use super::{CheckpointJob, Node, Output, ReceivedSnapshot, Replies, Snapshots};
+use super::{CheckpointJob, Checkpointed, Node, Output, ReceivedSnapshot, Replies, Snapshots};
 use crate::proto;
 use crate::proto::client::Reply;
 use crate::proto::command::{Command, Outcome};
 use crate::raft::{EntryKind, Event, Index};
+use crate::store::{Adoption, Compacted};
 use crate::wal::{Batch, EntryMeta};
 
 impl Node {
@@ -51,12 +52,14 @@ impl Node {
         }
     }
 
-    /// Begins a checkpoint when the log has grown enough since the last.
+    /// Begins a checkpoint when the log has grown enough since the last, or the store; gives memory away that is not
+    /// read any more.
     pub(super) fn maybe_checkpoint(&mut self, output: &mut Output) {
-        let grown = self.snapshots.log_bytes;
+        output.unread.append(&mut self.store.take_unread());
         let applied = self.store.revision();
         let is_suspect = self.snapshots.is_suspect;
-        if self.snapshots.running || grown < self.about.snapshot_log_bytes && !is_suspect {
+        let is_long = self.snapshots.log_bytes >= self.about.snapshot_log_bytes;
+        if self.snapshots.running || !(is_long || is_suspect || self.should_compact()) {
             return;
         }
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
@@ -65,6 +68,8 @@ impl Node {
         self.snapshots.running = true;
         self.snapshots.is_suspect = false;
         self.snapshots.log_bytes = 0;
+        self.snapshots.store_bytes = self.store.bytes();
+        self.snapshots.oldest = self.store.oldest();
         output.checkpoint = Some(CheckpointJob {
             checkpoint: self.store.checkpoint(),
             at: super::SnapshotAt { index: applied, term },
@@ -72,11 +77,38 @@ impl Node {
         });
     }
 
+    /// Whether the store has grown so much that it is time to leave behind what is dead: twice its size, or half of the
+    /// room that was left; or whether much of it is dead since more history was given up.
+    fn should_compact(&self) -> bool {
+        let (bytes, max) = (self.store.bytes(), self.about.store_bytes_max);
+        let before = self.snapshots.store_bytes;
+        let room = max.saturating_sub(before);
+        let allowed = (before + COMPACT_BYTES_MIN).min((room / 2).max(max / 64));
+        let is_pressed = bytes > max / 2
+            && self.store.oldest() > self.snapshots.oldest
+            && self.store.dead_bytes() > max / 16;
+        bytes.saturating_sub(before) >= allowed || is_pressed
+    }
+
+    /// The store goes on in a compacted image, if that is worth it.
+    pub(super) fn adopt(&mut self, compacted: Compacted, output: &mut Output) {
+        self.snapshots.running = false;
+        match self.store.adopt(compacted) {
+            Adoption::Adopted => self.snapshots.store_bytes = self.store.bytes(),
+            Adoption::Behind(catch_up) => {
+                self.snapshots.running = true;
+                output.catch_up = Some(catch_up);
+            }
+            Adoption::Declined => {}
+        }
+    }
+
     /// A checkpoint is durable: the log is cut back to the one before it, so that two snapshots can
     /// each be completed by the log.
-    pub(super) fn on_checkpoint(&mut self, at: Option<super::SnapshotAt>, output: &mut Output) {
+    pub(super) fn on_checkpoint(&mut self, done: Option<Checkpointed>, output: &mut Output) {
         self.snapshots.running = false;
-        let Some(at) = at else { return };
+        let Some(Checkpointed { at, compacted }) = done else { return };
+        self.adopt(compacted, output);
         if self.snapshots.newest.as_ref().is_some_and(|newest| newest.index >= at.index) {
             return;
         }
@@ -111,11 +143,18 @@ impl Node {
         };
         let effects = self.step(event, None, output);
         if effects.install_snapshot {
-            self.store = store;
+            self.store.replace(store);
             self.abandon_proposals();
             self.log.purge(at.index.next());
             let running = self.snapshots.running;
-            self.snapshots = Snapshots { newest: Some(at), running, ..Snapshots::default() };
+            let (store_bytes, oldest) = (self.store.bytes(), self.store.oldest());
+            self.snapshots = Snapshots {
+                newest: Some(at),
+                running,
+                store_bytes,
+                oldest,
+                ..Snapshots::default()
+            };
         }
     }
 }
@@ -136,5 +175,7 @@ const APPLY_ENTRIES_MAX: u64 = 8192;
 /// Bytes that one turn applies, roughly.
 const APPLY_BYTES: usize = 8 << 20;
 
+/// A store that has grown by less is not worth a compaction.
+const COMPACT_BYTES_MIN: u64 = 64 << 20;
 /// How much log stays for followers that lag, in units of what makes a new snapshot due.
 const LAGGARDS_LOG_MAX: u64 = 4;

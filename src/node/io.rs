@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::proto::client::{Consistency, Manage, Reply};
 use crate::raft::{Contact, Index, Membership, Message, NodeId, RoleKind, Term};
-use crate::store::{Checkpoint, Reader, Store};
+use crate::store::{CatchUp, Checkpoint, Compacted, Reader, Store, Unread};
 use crate::wal::{Batch, Ordinal, Persisted, Record};
 
 /// Everything that arrived since the last turn.
@@ -32,7 +32,9 @@ pub struct Input {
     /// Peers whose connection broke.
     pub unreachable: Vec<NodeId>,
     /// Checkpoints that are durable now; `None` if one failed.
-    pub checkpoints: Vec<Option<SnapshotAt>>,
+    pub checkpoints: Vec<Option<Checkpointed>>,
+    /// Compacted images that were brought up to date.
+    pub caught_up: Vec<Compacted>,
     /// What became of snapshots on their way to peers.
     pub snapshots_sent: Vec<(NodeId, Sent)>,
     /// Snapshots that came from a leader.
@@ -88,11 +90,15 @@ pub enum RequestBody {
         key: Bytes,
         /// How fresh.
         consistency: Consistency,
+        /// At this revision; `None` for the newest.
+        revision: Option<u64>,
     },
     /// Say when and at which revision a scan may read.
     Scan {
         /// How fresh.
         consistency: Consistency,
+        /// At this revision; `None` for the newest.
+        revision: Option<u64>,
     },
     /// Change the cluster itself.
     Manage(Manage),
@@ -109,6 +115,14 @@ pub struct SnapshotAt {
     pub index: Index,
     /// The term of that entry.
     pub term: Term,
+}
+
+/// A checkpoint that is durable.
+pub struct Checkpointed {
+    /// The snapshot file.
+    pub at: SnapshotAt,
+    /// Its image, in which the store may go on.
+    pub compacted: Compacted,
 }
 
 /// A verified, durable snapshot from a leader, already loaded.
@@ -151,6 +165,10 @@ pub struct Output {
     pub forwards: Vec<Forward>,
     /// For the checkpoint thread.
     pub checkpoint: Option<CheckpointJob>,
+    /// For the checkpoint thread: a compacted image that lags behind.
+    pub catch_up: Option<CatchUp>,
+    /// For any thread that may take its time to drop it.
+    pub unread: Vec<Unread>,
     /// Role changes, for the log and the supervisor's eyes.
     pub roles: Vec<(Term, RoleKind)>,
     /// Peers that contradicted what is committed, and where.

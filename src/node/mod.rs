@@ -26,8 +26,8 @@ mod wire;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use io::{
-    CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
-    RequestBody, Sent, SnapshotAt,
+    CheckpointJob, Checkpointed, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo,
+    Request, RequestBody, Sent, SnapshotAt,
 };
 pub use open::{
     Error, OpenOptions, Opened, Opening, holds_data, init, init_learner, open, snapshots_dir,
@@ -59,6 +59,17 @@ pub struct About {
     pub store_bytes_max: u64,
     /// Log bytes after which a checkpoint is made.
     pub snapshot_log_bytes: u64,
+    /// What can be read beside the newest.
+    pub retention: Retention,
+}
+
+/// How long older revisions can be read. Only the leader's counts: it tells the others through the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// The newest so many revisions ...
+    pub revisions: u64,
+    /// ... of the last so many milliseconds.
+    pub age_ms: u64,
 }
 
 /// One node: see the module.
@@ -94,12 +105,16 @@ pub struct Node {
 #[derive(Debug, Default)]
 struct Snapshots {
     newest: Option<SnapshotAt>,
-    /// A checkpoint is being written.
+    /// A checkpoint is being written, or its image brought up to date.
     running: bool,
     /// A peer found the newest damaged: it is written again from the store, which is good.
     is_suspect: bool,
     /// Bytes that were added to the log since the newest was begun.
     log_bytes: u64,
+    /// The store's bytes after the last checkpoint.
+    store_bytes: u64,
+    /// The oldest readable revision at the last checkpoint.
+    oldest: Index,
 }
 
 impl Node {
@@ -130,8 +145,11 @@ impl Node {
             self.snapshots.is_suspect |= sent == Sent::Damaged;
             self.step(Event::SnapshotSent { to, index }, None, output);
         }
-        for at in input.checkpoints.drain(..) {
-            self.on_checkpoint(at, output);
+        for checkpointed in input.checkpoints.drain(..) {
+            self.on_checkpoint(checkpointed, output);
+        }
+        for compacted in input.caught_up.drain(..) {
+            self.adopt(compacted, output);
         }
         for _ in 0..std::mem::take(&mut input.ticks) {
             self.step(Event::Tick, None, output);

@@ -244,6 +244,8 @@ fn ready(
     let next_read = first_read(options.raft.seed);
     let membership = MembershipAt { index: base.0, membership: snapshot_membership };
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
+    let (store_bytes, oldest) = (store.bytes(), store.oldest());
+    let snapshots = Snapshots { newest, log_bytes, store_bytes, oldest, ..Snapshots::default() };
     let node = Node {
         about: options.about,
         raft,
@@ -257,7 +259,7 @@ fn ready(
         ready: Vec::new(),
         changes: Vec::new(),
         announcements: 0,
-        snapshots: Snapshots { newest, log_bytes, ..Snapshots::default() },
+        snapshots,
         clock_proposed_ms: 0,
         room: wal::Room::Ample,
         hands_on: false,

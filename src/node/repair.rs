@@ -243,6 +243,7 @@ impl Repair {
             log_bytes: 0,
             keys: 0,
             store_bytes: 0,
+            oldest_revision: 0,
             state_hash: 0,
             peers: Vec::new(),
         }

@@ -8,6 +8,7 @@ use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, 
 use crate::proto::command::{Command, Op, key_is_valid};
 use crate::proto::limits::KEY_BYTES_MAX;
 use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
+use crate::store::Reader;
 use crate::wal::{BatchBuilder, ENTRY_HEADER_BYTES, Room};
 
 /// A read that waits for its index.
@@ -19,8 +20,8 @@ pub(super) struct WaitingRead {
 
 #[derive(Debug)]
 pub(super) enum What {
-    Get(Bytes),
-    Scan,
+    Get(Bytes, Option<u64>),
+    Scan(Option<u64>),
     /// Nothing to read: the request is refused for this reason.
     Refuse(Refusal),
     Hello,
@@ -93,8 +94,10 @@ impl Node {
                     self.manage(reply_to, manage, output);
                     continue;
                 }
-                RequestBody::Get { key, consistency } => (consistency, What::Get(key)),
-                RequestBody::Scan { consistency } => (consistency, What::Scan),
+                RequestBody::Get { key, consistency, revision } => {
+                    (consistency, What::Get(key, revision))
+                }
+                RequestBody::Scan { consistency, revision } => (consistency, What::Scan(revision)),
                 RequestBody::Hello => (Consistency::Local, What::Hello),
                 RequestBody::Status => (Consistency::Local, What::Status),
             };
@@ -131,6 +134,7 @@ impl Node {
             proto::decode(bytes, "command").map_err(|error| invalid(&error.to_string()))?;
         let op = match command {
             Command::Clock { .. } => return Err(invalid("clients do not set the clock")),
+            Command::Compact { .. } => return Err(invalid("clients do not compact")),
             Command::OpenSession | Command::CloseSession(_) => return Ok(Growth::default()),
             Command::Write { op, .. } => op,
         };
@@ -191,23 +195,22 @@ impl Node {
             return;
         }
         let term = self.raft.hard_state().term;
+        let own = self.own_commands(now_ms);
         let bytes = writes.iter().map(|write| write.command.len() + ENTRY_HEADER_BYTES).sum();
         let mut builder =
             BatchBuilder::with_capacity(self.raft.last_index().next(), writes.len(), bytes);
-        let mut sizes = Vec::with_capacity(writes.len() + 1);
-        let clock = self.maybe_clock(now_ms);
-        for command in clock.iter().map(Vec::as_slice).chain(writes.iter().map(|w| &w.command[..]))
-        {
+        let mut sizes = Vec::with_capacity(writes.len() + own.len());
+        for command in own.iter().map(Vec::as_slice).chain(writes.iter().map(|w| &w.command[..])) {
             builder.push(term, EntryKind::Command, command);
             sizes.push(u32::try_from(command.len()).expect("frames are shorter than 4 GiB"));
         }
         let effects = self.step(Event::Propose(sizes), Some(builder.finish()), output);
         match effects.proposal.expect("a proposal is answered in its own step") {
             Ok(first) => {
-                if clock.is_some() {
+                if !own.is_empty() {
                     self.clock_proposed_ms = now_ms;
                 }
-                let first = first.plus(clock.iter().len() as u64);
+                let first = first.plus(own.len() as u64);
                 let indexes = (0..).map(|count| first.plus(count));
                 self.proposals.extend(indexes.zip(writes).map(|(index, asked)| {
                     let Asked { reply_to, growth, .. } = asked;
@@ -233,14 +236,33 @@ impl Node {
         }
     }
 
-    /// A clock entry, if the last one is old: sessions end by the log's time.
-    fn maybe_clock(&self, now_ms: u64) -> Option<Vec<u8>> {
+    /// A clock entry, if the last one is old, and an end of the history that was kept long enough: sessions and history
+    /// end by the log's time.
+    fn own_commands(&self, now_ms: u64) -> Vec<Vec<u8>> {
         if now_ms < self.clock_proposed_ms + CLOCK_EVERY_MS {
-            return None;
+            return Vec::new();
         }
-        let mut bytes = Vec::new();
-        proto::encode(&Command::Clock { now_ms }, &mut bytes);
-        Some(bytes)
+        let below = self.history_end(now_ms);
+        let compact = (below > self.store.oldest()).then_some(Command::Compact { below: below.0 });
+        let encode = |command| {
+            let mut bytes = Vec::new();
+            proto::encode(&command, &mut bytes);
+            bytes
+        };
+        std::iter::once(Command::Clock { now_ms }).chain(compact).map(encode).collect()
+    }
+
+    /// The oldest revision that shall stay readable: by number, by age, and none but the newest when old ones take the
+    /// room of new ones.
+    fn history_end(&self, now_ms: u64) -> Index {
+        let (applied, retention) = (self.store.revision(), self.about.retention);
+        let max = self.about.store_bytes_max;
+        if self.store.bytes() > max / 2 && self.store.dead_bytes() > max / 16 {
+            return applied;
+        }
+        let by_number = Index(applied.0.saturating_sub(retention.revisions));
+        let by_age = self.store.revision_at(now_ms.saturating_sub(retention.age_ms));
+        by_number.max(by_age)
     }
 
     /// Leadership is gone: what was proposed may or may not happen.
@@ -271,19 +293,27 @@ impl Node {
         let now: Vec<(Index, Vec<WaitingRead>)> = now;
         let reads = now.iter().flat_map(|(_, reads)| reads);
         reader.warm_up(reads.filter_map(|read| match &read.what {
-            What::Get(key) => Some(&key[..]),
-            What::Scan | What::Refuse(_) | What::Hello | What::Status | What::Managed(_) => None,
+            What::Get(key, _) => Some(&key[..]),
+            What::Scan(_) | What::Refuse(_) | What::Hello | What::Status | What::Managed(_) => None,
         }));
         for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
             match what {
-                What::Get(key) => match reader.get(&key, applied) {
-                    Some(found) => {
-                        let revision = found.revision.0;
-                        replies.reply(reply_to, &Reply::Value { revision, value: found.value });
-                    }
-                    None => replies.reply(reply_to, &Reply::NotFound),
+                What::Get(key, at) => {
+                    let reply = match readable(&reader, applied, at) {
+                        Ok(at) => match reader.get(&key, at) {
+                            Some(found) => {
+                                Reply::Value { revision: found.revision.0, value: found.value }
+                            }
+                            None => Reply::NotFound,
+                        },
+                        Err(refusal) => Reply::Refused(refusal),
+                    };
+                    replies.reply(reply_to, &reply);
+                }
+                What::Scan(at) => match readable(&reader, applied, at) {
+                    Ok(at) => replies.scan(reply_to, reader.clone(), at),
+                    Err(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
                 },
-                What::Scan => replies.scan(reply_to, reader.clone(), applied),
                 What::Refuse(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
                 What::Managed(NodeId(id)) => replies.reply(reply_to, &Reply::Managed { id }),
                 What::Hello => replies.reply(reply_to, &Reply::Hello(self.hello())),
@@ -332,13 +362,25 @@ impl Node {
             log_bytes: self.raft.log_bytes(),
             keys: self.store.keys(),
             store_bytes: self.store.bytes(),
+            oldest_revision: self.store.oldest().0,
             state_hash: self.store.state_hash(),
             peers: peers.collect(),
         }
     }
 }
 
-/// The log's time is this fine; only the end of idle sessions depends on it.
+/// The revision at which a client that asked for `revision` reads.
+fn readable(reader: &Reader, applied: Index, revision: Option<u64>) -> Result<Index, Refusal> {
+    let Some(revision) = revision else { return Ok(applied) };
+    let oldest = reader.oldest().0;
+    if revision > applied.0 {
+        let reason = format!("revision {revision} is yet to come: the newest is {applied}");
+        return Err(Refusal::Invalid { reason });
+    }
+    if revision < oldest { Err(Refusal::Compacted { oldest }) } else { Ok(Index(revision)) }
+}
+
+/// The log's time is this fine; only the end of idle sessions and of history depends on it.
 const CLOCK_EVERY_MS: u64 = 1000;
 /// Bytes that wait for this node's own disk; above it clients get `Busy`. The others may commit without this disk, so
 /// the core's limit on what is not committed does not hold them.

@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{CheckpointJob, SnapshotAt};
+use super::{CheckpointJob, Checkpointed};
 use crate::proto;
-use crate::store::Pace;
 use crate::store::snapshot::{self, SnapshotMeta};
+use crate::store::{CatchUp, Compacted, Pace, Unread};
 use crate::wal::{self, Ordinal, Persisted, Record, Writer};
 
 /// Called when a thread has something to report; must not block.
@@ -23,9 +23,18 @@ pub struct Reports {
     /// Finished syncs.
     pub persisted: Vec<Persisted>,
     /// Finished checkpoints, `None` for one that failed.
-    pub checkpoints: Vec<Option<SnapshotAt>>,
+    pub checkpoints: Vec<Option<Checkpointed>>,
+    /// Compacted images that were brought up to date.
+    pub caught_up: Vec<Compacted>,
     /// The log failed: nothing may be acknowledged any more.
     pub failure: Option<wal::Error>,
+}
+
+/// Work for the checkpoint thread.
+enum Job {
+    Checkpoint(CheckpointJob),
+    CatchUp(CatchUp),
+    Drop(Vec<Unread>),
 }
 
 /// Work for one thread, and its end.
@@ -71,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The running threads; dropped without [`Threads::stop`] they end by themselves, unwatched.
 pub struct Threads {
     sync: Arc<Slot<(Ordinal, Record)>>,
-    checkpoint: Arc<Slot<CheckpointJob>>,
+    checkpoint: Arc<Slot<Job>>,
     reports: Arc<Mutex<Reports>>,
     cancel: Arc<AtomicBool>,
     handles: Vec<JoinHandle<()>>,
@@ -115,7 +124,19 @@ impl Threads {
 
     /// Gives work to the checkpoint thread.
     pub fn checkpoint(&self, job: CheckpointJob) {
-        self.checkpoint.put([job]);
+        self.checkpoint.put([Job::Checkpoint(job)]);
+    }
+
+    /// Lets the checkpoint thread bring an image up to date.
+    pub fn catch_up(&self, image: CatchUp) {
+        self.checkpoint.put([Job::CatchUp(image)]);
+    }
+
+    /// Lets the checkpoint thread free memory.
+    pub fn free(&self, unread: Vec<Unread>) {
+        if !unread.is_empty() {
+            self.checkpoint.put([Job::Drop(unread)]);
+        }
     }
 
     /// What was reported since the last call.
@@ -175,11 +196,20 @@ struct Checkpointer {
 }
 
 impl Checkpointer {
-    fn run(&mut self, slot: &Slot<CheckpointJob>) {
+    fn run(&mut self, slot: &Slot<Job>) {
         while let Some(jobs) = slot.take(Duration::from_secs(3600)) {
             for job in jobs {
-                let done = write_checkpoint(job, &self.dir, self.cluster, &self.pace);
-                lock(&self.reports).checkpoints.push(done);
+                match job {
+                    Job::Checkpoint(job) => {
+                        let done = write_checkpoint(job, &self.dir, self.cluster, &self.pace);
+                        lock(&self.reports).checkpoints.push(done);
+                    }
+                    Job::CatchUp(image) => {
+                        let image = image.run();
+                        lock(&self.reports).caught_up.push(image);
+                    }
+                    Job::Drop(unread) => drop(unread),
+                }
                 (self.bell)();
             }
         }
@@ -193,18 +223,18 @@ pub fn write_checkpoint(
     dir: &snapshot::Dir,
     cluster: [u8; 16],
     pace: &Pace,
-) -> Option<SnapshotAt> {
+) -> Option<Checkpointed> {
     let CheckpointJob { checkpoint, at, membership } = job;
     let mut encoded = Vec::new();
     proto::encode(&membership, &mut encoded);
     let meta = SnapshotMeta { cluster, index: at.index, term: at.term, membership: encoded };
     match checkpoint.write(dir, &meta, pace) {
-        Ok(info) => {
+        Ok((info, compacted)) => {
             tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
             if let Err(error) = dir.retain(SNAPSHOTS_KEPT) {
                 tracing::warn!(%error, "an old snapshot could not be removed");
             }
-            Some(at)
+            Some(Checkpointed { at, compacted })
         }
         Err(_) if pace.cancel.load(Ordering::Relaxed) => None,
         Err(error) => {

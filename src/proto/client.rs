@@ -34,6 +34,8 @@ pub struct Get<'a> {
     pub key: &'a [u8],
     /// How fresh.
     pub consistency: Consistency,
+    /// At this revision; `None` for the newest.
+    pub revision: Option<u64>,
 }
 
 /// What a scan returns of each row.
@@ -65,6 +67,8 @@ pub struct Scan<'a> {
     pub mode: ScanMode,
     /// How fresh.
     pub consistency: Consistency,
+    /// At this revision; `None` for the newest.
+    pub revision: Option<u64>,
 }
 
 /// One key with its value.
@@ -216,6 +220,8 @@ pub struct Status {
     pub keys: u64,
     /// Bytes of its store.
     pub store_bytes: u64,
+    /// The oldest revision that can be read.
+    pub oldest_revision: u64,
     /// A hash over everything applied up to `applied_index`: equal at equal index on all nodes.
     pub state_hash: u64,
     /// What the leader knows of the others; empty on the others.

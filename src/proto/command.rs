@@ -32,6 +32,12 @@ pub enum Command<'a> {
         #[serde(borrow)]
         op: Op<'a>,
     },
+    /// Revisions below `below` can no longer be read; the leader's decision by its clock and the configured retention.
+    /// Clients may not send it.
+    Compact {
+        /// The oldest revision that stays readable; the index of this entry if that is lower.
+        below: u64,
+    },
 }
 
 /// A change to one key.

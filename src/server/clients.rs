@@ -163,17 +163,18 @@ impl Clients {
                 }
                 // Held for a read round only, so it may share the frame's buffer.
                 let key = frame.body.slice_ref(get.key);
-                Ok(RequestBody::Get { key, consistency: get.consistency })
+                let (consistency, revision) = (get.consistency, get.revision);
+                Ok(RequestBody::Get { key, consistency, revision })
             }
             FrameKind::Scan => {
                 let scan: Scan<'_> = proto::decode(&frame.body, "scan").map_err(malformed)?;
-                let consistency = scan.consistency;
+                let (consistency, revision) = (scan.consistency, scan.revision);
                 let plan = scan::Plan::new(&scan, reply_to);
                 let Some(ready) = self.shared.wait_for_scan(reply_to.stream) else {
                     return Err(invalid("a scan needs a stream of its own".to_owned()));
                 };
                 tokio::spawn(scan::run(plan, ready, writer.clone(), Arc::clone(&self.shared)));
-                Ok(RequestBody::Scan { consistency })
+                Ok(RequestBody::Scan { consistency, revision })
             }
             FrameKind::Status => Ok(RequestBody::Status),
             FrameKind::Manage => {

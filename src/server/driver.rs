@@ -87,6 +87,7 @@ impl Driver {
         }
         input.persisted = reports.persisted;
         input.checkpoints = reports.checkpoints;
+        input.caught_up = reports.caught_up;
         input.now_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
         input.clock_ms = boot_clock_ms();
@@ -115,6 +116,10 @@ impl Driver {
         if let Some(job) = output.checkpoint.take() {
             self.threads.checkpoint(job);
         }
+        if let Some(image) = output.catch_up.take() {
+            self.threads.catch_up(image);
+        }
+        self.threads.free(std::mem::take(&mut output.unread));
         self.report(output);
         if std::mem::take(&mut output.again) {
             self.shared.bell.notify_one();

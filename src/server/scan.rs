@@ -178,6 +178,7 @@ mod tests {
                 reverse,
                 mode: ScanMode::Count,
                 consistency: Consistency::Local,
+                revision: None,
             };
             let plan = Plan::new(&scan, ReplyTo { stream: 1, request_id: 1 });
             let ready = (store.reader(), store.revision());

@@ -44,6 +44,12 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// Log bytes after which a snapshot is made and the log is cut.
     pub snapshot_log_bytes: u64,
+    /// The newest so many revisions can be read ...
+    pub history_revisions: u64,
+    /// ... if they are not older than this.
+    pub history_age: Duration,
+    /// Bytes a second of a snapshot on its way to another node or to a client; 0 for no limit.
+    pub transfer_rate: u64,
     /// Bytes of the store above which growth is refused.
     pub store_bytes_max: u64,
     /// How the log is written.

@@ -94,6 +94,10 @@ pub(super) fn open_options(
             value_bytes_max: settings.value_bytes_max,
             store_bytes_max: settings.store_bytes_max,
             snapshot_log_bytes: settings.snapshot_log_bytes,
+            retention: crate::node::Retention {
+                revisions: settings.history_revisions,
+                age_ms: u64::try_from(settings.history_age.as_millis()).unwrap_or(u64::MAX),
+            },
         },
         has_others: joined.is_some() || settings.members.len() > 1,
     })

@@ -304,10 +304,11 @@ mod tests {
             reverse: false,
             mode: ScanMode::Rows,
             consistency: Consistency::Local,
+            revision: None,
         };
         let ready = shared.wait_for_scan(stream).expect("the stream is its own");
         assert!(shared.wait_for_scan(stream).is_none(), "two scans on one stream");
-        let body = RequestBody::Scan { consistency: Consistency::Local };
+        let body = RequestBody::Scan { consistency: Consistency::Local, revision: None };
         assert!(
             shared.request(stream, [(Request { reply_to: to, body }, 1)].into_iter()).is_empty()
         );
@@ -340,7 +341,7 @@ mod tests {
         let (writer, _driver) = FrameWriter::new(1 << 20);
         let to = ReplyTo { stream: shared.open_stream(writer, false), request_id: 1 };
         let ready = shared.wait_for_scan(to.stream).expect("the stream is its own");
-        let body = RequestBody::Scan { consistency: Consistency::Local };
+        let body = RequestBody::Scan { consistency: Consistency::Local, revision: None };
         let request = Request { reply_to: to, body };
         assert_eq!(shared.request(to.stream, [(request, REQUEST_BYTES_MAX + 1)].into_iter()), [to]);
         assert!(ready.await.is_err() && lock(&shared.scans).is_empty());

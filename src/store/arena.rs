@@ -11,7 +11,7 @@
 //! **Always:** what is allocated is never moved or freed while the arena lives; fresh words are zero; every access is
 //! bounds-checked, so that a damaged image can panic but not read foreign memory.
 //!
-//! **Left out:** freeing. Dead versions go when the node swaps to a compacted image.
+//! **Left out:** freeing. Dead versions go when the store swaps to a compacted image.
 //!
 //! **More:** `design.md` section 5.
 
@@ -52,6 +52,8 @@ pub(super) struct Arena {
     used: AtomicU32,
     /// The newest revision that readers may see.
     published: AtomicU64,
+    /// The oldest revision that readers may ask for.
+    oldest: AtomicU64,
 }
 
 /// The one handle that may allocate and store. Not `Clone`: that there is one is what makes the arena sound.
@@ -70,7 +72,8 @@ impl Arena {
         let map = MmapRaw::from(map);
         // Huge pages doubled the tail latency of puts (`speed.md` 3). A kernel without them refuses: that is as good.
         let _ = map.advise(Advice::NoHugePage);
-        let arena = Arena { map, used: AtomicU32::new(1), published: AtomicU64::new(0) };
+        let (used, published) = (AtomicU32::new(1), AtomicU64::new(0));
+        let arena = Arena { map, used, published, oldest: AtomicU64::new(0) };
         Ok(ArenaWriter { arena: Arc::new(arena) })
     }
 
@@ -87,6 +90,11 @@ impl Arena {
     /// The newest revision that readers may see; all that happened up to it is visible to the caller.
     pub(super) fn published(&self) -> u64 {
         self.published.load(Ordering::Acquire)
+    }
+
+    /// The oldest revision that readers may ask for.
+    pub(super) fn oldest(&self) -> u64 {
+        self.oldest.load(Ordering::Acquire)
     }
 
     /// Loads the `index`th 4 bytes of the record at `at`, and with it all that was stored before it.
@@ -177,6 +185,11 @@ impl ArenaWriter {
     /// Lets readers see everything up to `revision`.
     pub(super) fn publish(&mut self, revision: u64) {
         self.arena.published.store(revision, Ordering::Release);
+    }
+
+    /// Tells readers how far back they may ask.
+    pub(super) fn set_oldest(&mut self, revision: u64) {
+        self.arena.oldest.store(revision, Ordering::Release);
     }
 
     /// All that was handed out, as it goes into a file.

@@ -168,6 +168,18 @@ impl Source {
         Ok(())
     }
 
+    /// The next `bytes`, to be read by somebody else; goes on after them.
+    pub(super) fn part(&mut self, bytes: u64) -> Result<Source, Error> {
+        let end = self.offset + bytes;
+        if end > self.len {
+            return Err(self.corrupt(self.len, "the file ends too early"));
+        }
+        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        let part = Source { file, path, offset: self.offset, len: end };
+        self.offset = end;
+        Ok(part)
+    }
+
     pub(super) fn corrupt(&self, offset: u64, reason: &'static str) -> Error {
         Error::Corrupt { path: self.path.clone(), offset, reason }
     }

@@ -195,7 +195,7 @@ fn set_head(writer: &mut ArenaWriter, bucket: u32, node: Offset) {
 /// As many keys as a processor can have misses under way, and a few more.
 const WARM_UP_GROUP: usize = 16;
 /// The longest head of a version, in halves.
-const VERSION_HALVES: usize = 8;
+const VERSION_HALVES: usize = 10;
 const FIRST_BUCKETS: u32 = 64;
 const SEGMENT_BUCKETS_MAX: u32 = 1 << 20;
 /// Segments before those of the largest size.

@@ -9,18 +9,19 @@
 //! every node, with or without a snapshot between: no clock, no randomness, no order of a hash table gets in. Applying
 //! never fails. A revision is the log index of the entry that made it.
 //!
-//! **Left out:** rights and configured limits, checked before a command is proposed; swapping to a compacted image
-//! while running (a restart from a snapshot compacts); leases.
+//! **Left out:** rights and configured limits, checked before a command is proposed; leases.
 //!
 //! **Map:** `arena` (memory, the `unsafe` code) < `records` (what lies in it) < `skiplist`, `index` < `tree` (writes)
-//! and `reader` (reads); `session`; `checkpoint` and [`snapshot`] (files), over `files`.
+//! and `reader` (reads); `session` and `history`; `checkpoint` and [`snapshot`] (files), over `format` and `files`.
 //!
 //! **More:** `design.md` section 5.
 
 mod arena;
 mod checkpoint;
 mod files;
+mod format;
 mod hash;
+mod history;
 mod incoming;
 mod index;
 mod reader;
@@ -34,9 +35,12 @@ mod tree;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-pub use self::checkpoint::Checkpoint;
+use self::arena::Arena;
+pub use self::checkpoint::{Adoption, CatchUp, Checkpoint, Compacted, Unread};
 pub use self::files::Pace;
+use self::history::History;
 pub use self::incoming::Incoming;
 pub use self::reader::{Range, Reader, Row, Scan, Versioned};
 use self::session::Sessions;
@@ -61,8 +65,11 @@ pub struct Store {
     options: Options,
     tree: Tree,
     sessions: Sessions,
+    history: History,
     revision: Index,
     state_hash: u64,
+    /// Arenas that the store has left, until nobody reads them.
+    retired: Vec<Arc<Arena>>,
 }
 
 /// What can go wrong with the store's memory and files.
@@ -114,8 +121,9 @@ impl Store {
     /// An empty store at index 0.
     pub fn new(options: Options) -> Result<Store, Error> {
         let tree = Tree::new(options.arena_bytes, options.hash_seed)?;
-        let sessions = Sessions::default();
-        Ok(Store { options, tree, sessions, revision: Index(0), state_hash: 0 })
+        let (sessions, history) = (Sessions::default(), History::default());
+        let (revision, state_hash, retired) = (Index(0), 0, Vec::new());
+        Ok(Store { options, tree, sessions, history, revision, state_hash, retired })
     }
 
     /// Applies the command of the entry at `index`.
@@ -127,6 +135,12 @@ impl Store {
         let outcome = match *command {
             Command::Clock { now_ms } => {
                 self.sessions.clock(now_ms);
+                self.history.clock(index.0, now_ms);
+                Outcome::Done
+            }
+            Command::Compact { below } => {
+                self.history.compact(index.0, below);
+                self.tree.set_oldest(self.history.oldest());
                 Outcome::Done
             }
             Command::OpenSession => Outcome::SessionOpened(self.sessions.open(index.0)),
@@ -156,7 +170,10 @@ impl Store {
     pub fn warm_up<'a>(&self, commands: impl Iterator<Item = &'a Command<'a>>) {
         let keys = commands.filter_map(|command| match command {
             Command::Write { op, .. } => Some(op.key()),
-            Command::Clock { .. } | Command::OpenSession | Command::CloseSession(_) => None,
+            Command::Clock { .. }
+            | Command::Compact { .. }
+            | Command::OpenSession
+            | Command::CloseSession(_) => None,
         });
         index::warm_up(self.tree.arena(), keys);
     }
@@ -190,7 +207,23 @@ impl Store {
 
     /// Keys that exist now.
     pub fn keys(&self) -> u64 {
-        self.tree.keys()
+        self.tree.counts().keys
+    }
+
+    /// The oldest revision that can be read.
+    pub fn oldest(&self) -> Index {
+        Index(self.history.oldest())
+    }
+
+    /// The newest revision that is known to be from `time_ms` (since 1970) or before; 0 if none is.
+    pub fn revision_at(&self, time_ms: u64) -> Index {
+        Index(self.history.at_time(time_ms))
+    }
+
+    /// About how many bytes of the arena only reads at older revisions need, or nobody.
+    pub fn dead_bytes(&self) -> u64 {
+        let counts = self.tree.counts();
+        self.bytes().saturating_sub(counts.live_bytes + counts.keys * KEY_OVERHEAD_BYTES)
     }
 
     /// Open sessions.
@@ -205,7 +238,7 @@ impl Store {
 
     /// Bytes of the keys that exist now and their values.
     pub fn live_bytes(&self) -> u64 {
-        self.tree.live_bytes()
+        self.tree.counts().live_bytes
     }
 
     /// What [`Store::bytes`] can grow to. Growth must be refused before commands are proposed: applying cannot fail,
@@ -247,6 +280,9 @@ fn write(tree: &mut Tree, index: Index, op: &Op<'_>) -> Outcome {
     Outcome::Written { revision: index.0, existed }
 }
 
+/// What a key takes beside itself and its value, at most: node, tower, version, its place in the index.
+const KEY_OVERHEAD_BYTES: u64 = 96;
+
 /// The state hash after one more command. From the fields, not from bytes on the wire, so that it does not depend on
 /// how they were encoded.
 fn state_hash(state: u64, index: Index, command: &Command<'_>, outcome: Outcome) -> u64 {
@@ -254,6 +290,7 @@ fn state_hash(state: u64, index: Index, command: &Command<'_>, outcome: Outcome)
         Command::Clock { now_ms } => [1, now_ms, 0, 0],
         Command::OpenSession => [2, 0, 0, 0],
         Command::CloseSession(id) => [3, id.0, 0, 0],
+        Command::Compact { below } => [7, below, 0, 0],
         Command::Write { session, seq, answered_below, ref op } => {
             let (tag, value): (u64, &[u8]) = match *op {
                 Op::Put { value, .. } => (4, value),

@@ -6,10 +6,9 @@
 //! of the arena.
 //!
 //! **Always:** what is seen is the state just after the entry with index `at`, whatever is written meanwhile; an `at`
-//! beyond [`Reader::latest`] means the latest. Revisions before the snapshot that the store was loaded from show only
-//! what had survived in it.
+//! beyond [`Reader::latest`] means the latest. Revisions before [`Reader::oldest`] show only what has survived.
 //!
-//! **Left out:** skipping over many versions or many deleted keys: both are walked one by one.
+//! **Left out:** skipping over many deleted keys: they are walked one by one.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -78,6 +77,11 @@ impl Reader {
     /// The newest revision that can be read.
     pub fn latest(&self) -> Index {
         Index(self.arena.published())
+    }
+
+    /// The oldest revision that can be read.
+    pub fn oldest(&self) -> Index {
+        Index(self.arena.oldest())
     }
 
     /// The value of `key` at revision `at`.

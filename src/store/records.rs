@@ -30,10 +30,16 @@
 //! |---|---|---|
 //! | 0 | 8 | revision |
 //! | 8 | 4 | the version before it |
-//! | 12 | 4 | value length (low 28 bits), bit 31 tombstone, bit 30 first (of this life of the key), bit 29 lease (not used yet) |
-//! | 16 | 8 | revision that created the key; not there if tombstone or first |
-//! | 24 | 8 | number of this version, from 1; not there if tombstone or first |
-//! | 16 or 32 | | value |
+//! | 12 | 4 | value length (low 28 bits), bit 31 tombstone, bit 30 first (of this life of the key), bit 29 lease (not used yet), bit 28 jump |
+//! | 16 | 4 | a version further back; only there with the bit jump, which all versions but the oldest have |
+//! | 20 | 4 | how many versions lie before this one; only there with the bit jump |
+//! | +0 | 8 | revision that created the key; not there if tombstone or first |
+//! | +8 | 8 | number of this version, from 1; not there if tombstone or first |
+//! | | | value |
+//!
+//! The jumps are those of Myers, *An applicative random-access stack* (1983): where a version's jump goes follows from
+//! those of the version before it alone, and a walk that takes each jump which does not go too far finds any version of
+//! a chain of n in some 2 log n steps.
 
 use super::arena::{Arena, ArenaWriter, Offset};
 use super::hash;
@@ -56,8 +62,8 @@ pub(super) struct Node<'a> {
 /// A version, seen in its arena.
 #[derive(Clone, Copy)]
 pub(super) struct Version<'a> {
-    arena: &'a Arena,
-    at: Offset,
+    pub(super) arena: &'a Arena,
+    pub(super) at: Offset,
 }
 
 /// What a new version says beside its value.
@@ -109,7 +115,10 @@ impl<'a> Node<'a> {
     pub(super) fn version_at(self, revision: u64) -> Option<Version<'a>> {
         let mut version = self.newest()?;
         while version.revision() > revision {
-            version = version.before()?;
+            version = match version.jump() {
+                Some(jump) if jump.revision() > revision => jump,
+                Some(_) | None => version.before()?,
+            };
         }
         Some(version)
     }
@@ -130,16 +139,45 @@ impl<'a> Version<'a> {
         (!at.is_null()).then_some(Version { arena: self.arena, at })
     }
 
+    /// A version further back; `None` from the oldest.
+    fn jump(self) -> Option<Version<'a>> {
+        let at = Offset(self.arena.half(self.at, VERSION_JUMP_HALF));
+        self.has_jump().then_some(Version { arena: self.arena, at })
+    }
+
+    /// How many versions lie before this one.
+    fn depth(self) -> u32 {
+        if self.has_jump() { self.arena.half(self.at, VERSION_DEPTH_HALF) } else { 0 }
+    }
+
+    /// Where the jump of a version that follows this one goes.
+    fn jump_of_next(self) -> Version<'a> {
+        let Some(jump) = self.jump() else { return self };
+        let second = jump.jump().unwrap_or(jump);
+        let is_even = self.depth() - jump.depth() == jump.depth() - second.depth();
+        if is_even { second } else { self }
+    }
+
+    /// What it says beside its value.
+    pub(super) fn header(self) -> VersionHeader {
+        VersionHeader {
+            revision: self.revision(),
+            create_revision: self.create_revision(),
+            version: self.version(),
+            tombstone: self.is_tombstone(),
+        }
+    }
+
     pub(super) fn is_tombstone(self) -> bool {
         self.meta() & TOMBSTONE != 0
     }
 
     pub(super) fn create_revision(self) -> u64 {
-        if self.is_short() { self.revision() } else { self.arena.word(self.at, 2) }
+        if self.is_short() { self.revision() } else { self.arena.word(self.at, self.head_words()) }
     }
 
     pub(super) fn version(self) -> u64 {
-        if self.is_short() { 1 } else { self.arena.word(self.at, 3) }
+        if self.is_short() { 1 } else { self.arena.word(self.at, self.head_words() + 1) }
     }
 
     pub(super) fn value_bytes(self) -> usize {
@@ -147,7 +185,7 @@ impl<'a> Version<'a> {
     }
 
     pub(super) fn value(self) -> &'a [u8] {
-        let words = if self.is_short() { VERSION_WORDS_SHORT } else { VERSION_WORDS };
+        let words = self.head_words() + if self.is_short() { 0 } else { VERSION_WORDS_LONG };
         // SAFETY: `push_version` allocated these words and that many bytes; offsets of versions only come from
         // acquiring loads of links, or from the writer itself.
         unsafe { self.arena.payload(self.at, words, self.value_bytes()) }
@@ -155,6 +193,15 @@ impl<'a> Version<'a> {
 
     fn is_short(self) -> bool {
         self.meta() & (TOMBSTONE | FIRST) != 0
+    }
+
+    fn has_jump(self) -> bool {
+        self.meta() & JUMP != 0
+    }
+
+    /// Words before those that only long versions have.
+    fn head_words(self) -> usize {
+        VERSION_WORDS + usize::from(self.has_jump())
     }
 
     fn meta(self) -> u32 {
@@ -228,30 +275,42 @@ pub(super) fn set_next_in_bucket(writer: &mut ArenaWriter, at: Offset, next: Off
     writer.set_half(at, NODE_BUCKET_HALF, next.0);
 }
 
-/// Hangs a new version on a node; its value is the two parts of `value` one after the other. `None` if the arena is
-/// full, and then nothing happened.
+/// Hangs a new version on a node and says where it lies; its value is the two parts of `value` one after the other.
+/// `None` if the arena is full, and then nothing happened.
 pub(super) fn push_version(
     writer: &mut ArenaWriter,
     node: Offset,
     header: VersionHeader,
     value: [&[u8]; 2],
-) -> Option<()> {
+) -> Option<Offset> {
     let len = u32::try_from(value[0].len() + value[1].len()).expect("values are checked before");
     assert!(len as usize <= VALUE_BYTES_CEILING, "value of {len} bytes");
     let first = header.version == 1 && header.create_revision == header.revision;
     let short = header.tombstone || first;
-    let at = writer.alloc(if short { VERSION_WORDS_SHORT } else { VERSION_WORDS }, &value)?;
-    let flags = if header.tombstone { TOMBSTONE } else { 0 } | if first { FIRST } else { 0 };
+    let arena = writer.arena();
+    let before = Offset(arena.half(node, NODE_NEWEST_HALF));
+    let jump = (!before.is_null()).then(|| {
+        let before = Version { arena, at: before };
+        (before.jump_of_next().at, before.depth() + 1)
+    });
+    let head_words = VERSION_WORDS + usize::from(jump.is_some());
+    let at = writer.alloc(head_words + if short { 0 } else { VERSION_WORDS_LONG }, &value)?;
+    let flags = if header.tombstone { TOMBSTONE } else { 0 }
+        | if first { FIRST } else { 0 }
+        | if jump.is_some() { JUMP } else { 0 };
     writer.set_word(at, 0, header.revision);
-    let before = writer.arena().half(node, NODE_NEWEST_HALF);
-    writer.set_half(at, VERSION_BEFORE_HALF, before);
+    writer.set_half(at, VERSION_BEFORE_HALF, before.0);
     writer.set_half(at, VERSION_META_HALF, len | flags);
+    if let Some((jump, depth)) = jump {
+        writer.set_half(at, VERSION_JUMP_HALF, jump.0);
+        writer.set_half(at, VERSION_DEPTH_HALF, depth);
+    }
     if !short {
-        writer.set_word(at, 2, header.create_revision);
-        writer.set_word(at, 3, header.version);
+        writer.set_word(at, head_words, header.create_revision);
+        writer.set_word(at, head_words + 1, header.version);
     }
     writer.set_half(node, NODE_NEWEST_HALF, at.0);
-    Some(())
+    Some(at)
 }
 
 /// The number of splits so far, doubled; odd during one.
@@ -284,12 +343,16 @@ const NODE_META_HALF: usize = 3;
 const ROOT_SPLITS_HALF: usize = 2;
 const ROOT_SEGMENTS_HALF: usize = (NODE_WORDS + HEIGHT_MAX) * 2;
 const ROOT_WORDS: usize = NODE_WORDS + HEIGHT_MAX + SEGMENTS_MAX / 2;
-const VERSION_WORDS_SHORT: usize = 2;
-const VERSION_WORDS: usize = 4;
+const VERSION_WORDS: usize = 2;
+/// Words that versions have on top which are neither first nor tombstones.
+const VERSION_WORDS_LONG: usize = 2;
 const VERSION_BEFORE_HALF: usize = 2;
 const VERSION_META_HALF: usize = 3;
+const VERSION_JUMP_HALF: usize = 4;
+const VERSION_DEPTH_HALF: usize = 5;
 const TOMBSTONE: u32 = 1 << 31;
 const FIRST: u32 = 1 << 30;
+const JUMP: u32 = 1 << 28;
 const LEN_MASK: u32 = (1 << 28) - 1;
 
 const _: () = assert!(KEY_BYTES_MAX <= 0xffff);

@@ -152,8 +152,8 @@ impl Sessions {
             .expect("writing to memory fails only for types that these are not")
     }
 
-    /// What [`Sessions::encode`] wrote after the entry at `index`; `None` if these are no such bytes.
-    pub(super) fn decode(bytes: &[u8], index: u64) -> Option<Sessions> {
+    /// What [`Sessions::encode`] wrote after the entry at `index`, and what follows it; `None` if these are no such bytes.
+    pub(super) fn decode(bytes: &[u8], index: u64) -> Option<(Sessions, &[u8])> {
         let ((time_ms, saved), rest) =
             postcard::take_from_bytes::<(u64, Vec<Saved>)>(bytes).ok()?;
         let mut sessions = Sessions { time_ms, ..Sessions::default() };
@@ -171,7 +171,7 @@ impl Sessions {
                 return None;
             }
         }
-        rest.is_empty().then_some(sessions)
+        Some((sessions, rest))
     }
 
     /// Whether the session at the front of the queue was really used last when its place says; if not, it gets its

@@ -2,7 +2,8 @@
 //!
 //! **For:** changing keys at a revision, in the store and when a checkpoint builds its image.
 //!
-//! **In and out:** [`Tree::put`], [`Tree::delete`] and [`Tree::append`]; readers share the arena.
+//! **In and out:** [`Tree::put`], [`Tree::delete`] and [`Tree::append`]; [`Tree::add`] for a version that is copied;
+//! readers share the arena.
 //!
 //! **Always:** revisions of one key ascend. Nothing is seen by readers before [`Tree::publish`].
 //!
@@ -11,7 +12,7 @@
 use std::sync::Arc;
 
 use super::Error;
-use super::arena::{Arena, ArenaWriter};
+use super::arena::{Arena, ArenaWriter, Offset};
 use super::index::{self, Found};
 use super::records::{self, Node, VersionHeader};
 use super::skiplist::{self, Tail};
@@ -20,15 +21,32 @@ use super::skiplist::{self, Tail};
 pub(super) struct Tree {
     writer: ArenaWriter,
     tail: Tail,
+    counts: Counts,
+    /// The changes since a checkpoint began, if one did.
+    journal: Option<Vec<Change>>,
+}
+
+/// What a tree holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
     /// Keys that have a node, deleted ones included.
-    nodes: u64,
-    keys: u64,
-    live_bytes: u64,
+    pub(super) nodes: u64,
+    /// Keys that exist.
+    pub(super) keys: u64,
+    /// Bytes of existing keys and their values.
+    pub(super) live_bytes: u64,
+}
+
+/// A version and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change {
+    pub(super) node: Offset,
+    pub(super) version: Offset,
 }
 
 /// What is there before a change.
 struct Before {
-    node: super::arena::Offset,
+    node: Offset,
     /// Create revision, version and length of the value, unless the key is deleted.
     live: Option<(u64, u64, usize)>,
 }
@@ -40,13 +58,13 @@ impl Tree {
         records::new_root(&mut writer, hash_seed);
         index::init(&mut writer);
         let tail = Tail::find(writer.arena());
-        Ok(Tree { writer, tail, nodes: 0, keys: 0, live_bytes: 0 })
+        Ok(Tree { writer, tail, counts: Counts::default(), journal: None })
     }
 
-    /// The tree of an image, in which every node is alive.
-    pub(super) fn of_image(writer: ArenaWriter, keys: u64, live_bytes: u64) -> Tree {
+    /// The tree of an image.
+    pub(super) fn of_image(writer: ArenaWriter, counts: Counts) -> Tree {
         let tail = Tail::find(writer.arena());
-        Tree { writer, tail, nodes: keys, keys, live_bytes }
+        Tree { writer, tail, counts, journal: None }
     }
 
     pub(super) fn arena(&self) -> &Arc<Arena> {
@@ -57,19 +75,33 @@ impl Tree {
         self.writer.image()
     }
 
-    /// Keys that exist.
-    pub(super) fn keys(&self) -> u64 {
-        self.keys
-    }
-
-    /// Bytes of existing keys and their values.
-    pub(super) fn live_bytes(&self) -> u64 {
-        self.live_bytes
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Lets readers see all changes up to `revision`.
     pub(super) fn publish(&mut self, revision: u64) {
         self.writer.publish(revision);
+    }
+
+    /// Tells readers how far back they may ask.
+    pub(super) fn set_oldest(&mut self, revision: u64) {
+        self.writer.set_oldest(revision);
+    }
+
+    /// Writes down all changes from now on.
+    pub(super) fn begin_journal(&mut self) {
+        self.journal = Some(Vec::new());
+    }
+
+    /// What was written down since the last call; `None` if nothing is, or it was too much. `ends` ends it.
+    pub(super) fn take_journal(&mut self, ends: bool) -> Option<Vec<Change>> {
+        if ends { self.journal.take() } else { self.journal.as_mut().map(std::mem::take) }
+    }
+
+    /// The length of what [`Tree::take_journal`] gives.
+    pub(super) fn journal_len(&self) -> Option<usize> {
+        self.journal.as_ref().map(Vec::len)
     }
 
     /// The value of `key` now has this length; 0 if it does not exist.
@@ -94,44 +126,72 @@ impl Tree {
 
     /// Removes `key`; whether it existed.
     pub(super) fn delete(&mut self, revision: u64, key: &[u8]) -> bool {
-        let Some(Before { node, live: Some((_, _, len)) }) = self.before(key) else {
+        let before = self.before(key);
+        if before.as_ref().is_none_or(|before| before.live.is_none()) {
             return false;
-        };
+        }
         let header = VersionHeader { revision, create_revision: 0, version: 0, tombstone: true };
-        records::push_version(&mut self.writer, node, header, [&[], &[]])
-            .unwrap_or_else(|| self.exhausted());
-        self.keys -= 1;
-        self.live_bytes -= (key.len() + len) as u64;
+        self.push(before, key, header, [&[], &[]]);
         true
     }
 
-    /// Adds a version as it is, of a key that has none yet: for building an image.
-    pub(super) fn copy(&mut self, key: &[u8], header: VersionHeader, value: &[u8]) {
+    /// Adds a version as it is.
+    pub(super) fn add(&mut self, key: &[u8], header: VersionHeader, value: &[u8]) {
+        let before = self.before(key);
+        self.push(before, key, header, [value, &[]]);
+    }
+
+    /// Adds the versions of a key that has none yet, from the oldest to the newest.
+    pub(super) fn add_new<'a>(
+        &mut self,
+        key: &[u8],
+        versions: impl Iterator<Item = (VersionHeader, &'a [u8])>,
+    ) {
         let node = self.insert(key);
-        records::push_version(&mut self.writer, node, header, [value, &[]])
-            .unwrap_or_else(|| self.exhausted());
-        self.keys += 1;
-        self.live_bytes += (key.len() + value.len()) as u64;
+        let mut live = None;
+        for (header, value) in versions {
+            self.push(Some(Before { node, live }), key, header, [value, &[]]);
+            live = (!header.tombstone).then_some((0, 0, value.len()));
+        }
     }
 
     fn set(&mut self, revision: u64, key: &[u8], value: [&[u8]; 2]) -> bool {
         let before = self.before(key);
         let live = before.as_ref().and_then(|before| before.live);
-        let node = before.map_or_else(|| self.insert(key), |before| before.node);
         let (create_revision, version) =
             live.map_or((revision, 1), |(created, version, _)| (created, version + 1));
         let header = VersionHeader { revision, create_revision, version, tombstone: false };
-        records::push_version(&mut self.writer, node, header, value)
+        self.push(before, key, header, value);
+        live.is_some()
+    }
+
+    /// Hangs a version on the key's node, makes that if there is none, and keeps count.
+    fn push(
+        &mut self,
+        before: Option<Before>,
+        key: &[u8],
+        header: VersionHeader,
+        value: [&[u8]; 2],
+    ) {
+        let live = before.as_ref().and_then(|before| before.live);
+        let node = before.map_or_else(|| self.insert(key), |before| before.node);
+        let version = records::push_version(&mut self.writer, node, header, value)
             .unwrap_or_else(|| self.exhausted());
-        match live {
-            Some((_, _, len)) => self.live_bytes -= len as u64,
-            None => {
-                self.keys += 1;
-                self.live_bytes += key.len() as u64;
+        if let Some((_, _, len)) = live {
+            self.counts.keys -= 1;
+            self.counts.live_bytes -= (key.len() + len) as u64;
+        }
+        if !header.tombstone {
+            self.counts.keys += 1;
+            self.counts.live_bytes += (key.len() + value[0].len() + value[1].len()) as u64;
+        }
+        if let Some(journal) = &mut self.journal {
+            if journal.len() >= JOURNAL_MAX {
+                self.journal = None;
+            } else {
+                journal.push(Change { node, version });
             }
         }
-        self.live_bytes += (value[0].len() + value[1].len()) as u64;
-        live.is_some()
     }
 
     fn before(&self, key: &[u8]) -> Option<Before> {
@@ -144,11 +204,11 @@ impl Tree {
         Some(Before { node, live })
     }
 
-    fn insert(&mut self, key: &[u8]) -> super::arena::Offset {
+    fn insert(&mut self, key: &[u8]) -> Offset {
         let node = skiplist::insert(&mut self.writer, &mut self.tail, key)
             .unwrap_or_else(|| self.exhausted());
-        self.nodes += 1;
-        index::insert(&mut self.writer, key, node, self.nodes);
+        self.counts.nodes += 1;
+        index::insert(&mut self.writer, key, node, self.counts.nodes);
         node
     }
 
@@ -159,7 +219,10 @@ impl Tree {
             "the arena is exhausted: {} of {} bytes used by {} keys",
             arena.used_bytes(),
             arena.capacity_bytes(),
-            self.nodes
+            self.counts.nodes
         )
     }
 }
+
+/// Changes that are written down at most, 8 bytes each; with more the compacted image is not swapped in this time.
+const JOURNAL_MAX: usize = 16 << 20;

@@ -146,6 +146,7 @@ impl Cluster {
                 value_bytes_max: 1 << 20,
                 store_bytes_max: 128 << 20,
                 snapshot_log_bytes: self.snapshot_log_bytes,
+                retention: node::Retention { revisions: 1000, age_ms: 3_600_000 },
             },
             has_others: false,
         }
@@ -273,6 +274,9 @@ impl Cluster {
             let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
             cell.input.checkpoints.push(done);
         }
+        if let Some(image) = output.catch_up.take() {
+            cell.input.caught_up.push(image.run());
+        }
         let term = node.term();
         for to in std::mem::take(&mut output.send_snapshots) {
             self.send_snapshot(at, to, term);
@@ -343,7 +347,10 @@ impl Cluster {
 
     pub(crate) fn ask_get(&mut self, node: usize, key: &str) -> u64 {
         let key = key.as_bytes().to_vec().into();
-        self.ask(node, RequestBody::Get { key, consistency: Consistency::Linearizable })
+        self.ask(
+            node,
+            RequestBody::Get { key, consistency: Consistency::Linearizable, revision: None },
+        )
     }
 
     pub(crate) fn answer(&self, node: usize, request: u64) -> Option<Answer> {

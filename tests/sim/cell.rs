@@ -241,6 +241,7 @@ impl Cell {
                 value_bytes_max: 1 << 20,
                 store_bytes_max: 16 << 20,
                 snapshot_log_bytes: protocol.snapshot_log_bytes,
+                retention: node::Retention { revisions: 200, age_ms: 60_000 },
             },
             has_others: options.nodes > 1,
         }

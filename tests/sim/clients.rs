@@ -75,9 +75,11 @@ impl Client {
             None => encoded(&Command::OpenSession),
             Some(What::Get { key }) => {
                 let key = key.clone().into();
-                RequestBody::Get { key, consistency: Consistency::Linearizable }
+                RequestBody::Get { key, consistency: Consistency::Linearizable, revision: None }
             }
-            Some(What::Scan) => RequestBody::Scan { consistency: Consistency::Linearizable },
+            Some(What::Scan) => {
+                RequestBody::Scan { consistency: Consistency::Linearizable, revision: None }
+            }
             Some(What::Write { session, seq, key, action }) => {
                 let op = match action {
                     Action::Put(value) => Op::Put { key, value },

@@ -205,7 +205,7 @@ pub(crate) struct Model {
 impl Model {
     fn apply(&mut self, index: u64, moment: u64, command: &Command<'_>, coverage: &mut Coverage) {
         match command {
-            Command::Clock { .. } => {}
+            Command::Clock { .. } | Command::Compact { .. } => {}
             Command::OpenSession => {
                 self.sessions.insert(index, BTreeMap::new());
             }

@@ -292,6 +292,7 @@ impl World {
         running.node.step_out(&mut output, &mut answers);
         let checkpoint = output.checkpoint.take();
         let has_checkpoint = checkpoint.is_some();
+        running.input.caught_up.extend(output.catch_up.take().map(|image| image.run()));
         if has_checkpoint {
             running.checkpoint = checkpoint;
         }

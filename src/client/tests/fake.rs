@@ -296,6 +296,7 @@ impl Node {
             log_bytes: 0,
             keys: shared.store.len() as u64,
             store_bytes: 0,
+            oldest_revision: 0,
             state_hash: 0,
             peers: Vec::new(),
         }
@@ -348,7 +349,7 @@ fn apply(shared: &mut Shared, command: &Command<'_>) -> Outcome {
             shared.answers.insert((*session, *seq), outcome);
             outcome
         }
-        Command::Clock { .. } => panic!("a client sent a clock"),
+        Command::Clock { .. } | Command::Compact { .. } => panic!("a client sent a clock"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the store through its public face.
 
+mod history;
 mod model;
 mod sessions;
 mod snapshots;

@@ -11,9 +11,9 @@ use crate::raft::{Index, Term};
 use crate::store::snapshot::{Dir, SnapshotInfo, SnapshotMeta};
 use crate::store::{Error, Options, Pace, Range, Store};
 
-fn save(store: &Store, dir: &Path) -> SnapshotInfo {
+fn save(store: &mut Store, dir: &Path) -> SnapshotInfo {
     let meta = meta(store.revision());
-    store.checkpoint().write(&at(dir), &meta, &Pace::default()).unwrap()
+    store.checkpoint().write(&at(dir), &meta, &Pace::default()).unwrap().0
 }
 
 fn at(dir: &Path) -> Dir {
@@ -81,7 +81,8 @@ fn a_loaded_store_goes_on_as_if_it_had_never_stopped() {
     let Client { mut store, session, .. } = Client::new();
     let sessions = [session, open(&mut store), open(&mut store)];
     work(&mut [&mut store], &sessions, 5);
-    let info = save(&store, dir.path());
+    store.apply(next(&store), &Command::Compact { below: u64::MAX });
+    let info = save(&mut store, dir.path());
     assert_eq!(info.bytes, fs::metadata(&info.path).unwrap().len());
     assert_eq!(verify(&info.path).unwrap(), meta(store.revision()));
     let (mut loaded, found) = load(&info.path, OPTIONS).unwrap();
@@ -90,7 +91,7 @@ fn a_loaded_store_goes_on_as_if_it_had_never_stopped() {
     assert_same(&store, &loaded);
     work(&mut [&mut store, &mut loaded], &sessions, 6);
     assert_same(&store, &loaded);
-    let info = save(&loaded, dir.path());
+    let info = save(&mut loaded, dir.path());
     assert_same(&load(&info.path, OPTIONS).unwrap().0, &store);
 }
 
@@ -105,7 +106,7 @@ fn a_checkpoint_is_not_moved_by_later_writes() {
     client.put(b"added", b"new");
     client.write(Op::Delete { key: b"deleted later" });
     let meta = meta(checkpoint.revision());
-    let info = checkpoint.write(&at(dir.path()), &meta, &Pace::default()).unwrap();
+    let (info, _) = checkpoint.write(&at(dir.path()), &meta, &Pace::default()).unwrap();
     let (loaded, _) = load(&info.path, OPTIONS).unwrap();
     let reader = loaded.reader();
     let rows: Vec<_> =
@@ -120,7 +121,7 @@ fn many_blocks_come_back() {
     for i in 0..40_u8 {
         client.put(&[i], &vec![i; 100_000]);
     }
-    let info = save(&client.store, dir.path());
+    let info = save(&mut client.store, dir.path());
     assert_same(&load(&info.path, OPTIONS).unwrap().0, &client.store);
     let small = Options { arena_bytes: 1 << 20, ..OPTIONS };
     let error = load(&info.path, small).err().unwrap();
@@ -132,7 +133,7 @@ fn no_changed_shortened_or_lengthened_file_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let mut client = Client::new();
     client.put(b"key", b"value");
-    let info = save(&client.store, dir.path());
+    let info = save(&mut client.store, dir.path());
     let good = fs::read(&info.path).unwrap();
     let path = dir.path().join("changed");
     let refused = |bytes: &[u8], what: &str, place: usize| {
@@ -154,10 +155,10 @@ fn a_damaged_newest_snapshot_is_passed_over_and_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut client = Client::new();
     client.put(b"key", b"one");
-    save(&client.store, dir.path());
+    save(&mut client.store, dir.path());
     let hash = client.store.state_hash();
     client.put(b"key", b"two");
-    let newest = save(&client.store, dir.path());
+    let newest = save(&mut client.store, dir.path());
     let mut bytes = fs::read(&newest.path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -179,7 +180,7 @@ fn old_snapshots_are_removed_and_other_files_are_not() {
     let mut client = Client::new();
     for _ in 0..4 {
         client.put(b"key", b"value");
-        save(&client.store, dir.path());
+        save(&mut client.store, dir.path());
     }
     fs::write(dir.path().join("1.snap"), b"not ours").unwrap();
     assert_eq!(at(dir.path()).retain(2).unwrap(), [Index(5), Index(4)]);
@@ -190,11 +191,11 @@ fn old_snapshots_are_removed_and_other_files_are_not() {
 #[test]
 fn a_cancelled_snapshot_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let client = Client::new();
+    let mut client = Client::new();
     let pace = Pace::default();
     pace.cancel.store(true, std::sync::atomic::Ordering::Relaxed);
     let meta = meta(client.store.revision());
-    let error = client.store.checkpoint().write(&at(dir.path()), &meta, &pace).unwrap_err();
+    let error = client.store.checkpoint().write(&at(dir.path()), &meta, &pace).err().unwrap();
     assert!(matches!(error, Error::Cancelled));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -203,7 +204,7 @@ fn a_cancelled_snapshot_leaves_nothing_behind() {
 fn a_snapshot_is_readable_by_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    let info = save(&Client::new().store, dir.path());
+    let info = save(&mut Client::new().store, dir.path());
     assert_eq!(fs::metadata(info.path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
@@ -213,7 +214,7 @@ fn a_retry_after_a_restart_still_applies_once() {
     let Client { mut store, session, .. } = Client::new();
     let append = Op::Append { key: b"k", value: b"x" };
     let first = write(&mut store, session, 4, 1, append.clone());
-    let info = save(&store, dir.path());
+    let info = save(&mut store, dir.path());
     let (mut loaded, _) = load(&info.path, OPTIONS).unwrap();
     assert_eq!(write(&mut loaded, session, 4, 1, append), first);
     assert_eq!(loaded.value_bytes(b"k"), 1);
