@@ -106,6 +106,5 @@ pub(crate) const REQUIRED: &[&str] = &[
     "snapshot: failed to arrive",
     "snapshot: installed",
     "snapshot: written",
-    "store: compacted",
     "transfer: asked for",
 ];

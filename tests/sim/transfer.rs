@@ -18,9 +18,6 @@ impl World {
         if done.is_some() {
             self.coverage.count("snapshot: written");
         }
-        if done.as_ref().is_some_and(|done| done.compacted.is_some()) {
-            self.coverage.count("store: compacted");
-        }
         let running = self.cells[node].alive(life).expect("it ran a moment ago");
         running.input.checkpoints.push(done);
         self.wake(node, 5);
