@@ -253,25 +253,3 @@ fn commands_that_clients_may_not_send_are_refused() {
     let unknown = cluster.write(leader, &put(SessionId(77), 1, "k", "v"));
     assert_eq!(unknown, Outcome::SessionUnknown);
 }
-
-#[test]
-fn overwriting_a_few_keys_for_long_keeps_the_store_small() {
-    let mut cluster = Cluster::with_snapshots_every(3, 50_000);
-    let leader = cluster.elect();
-    let session = cluster.open_session(leader);
-    let value = "v".repeat(500);
-    let mut most = 0;
-    for seq in 1..=5000 {
-        cluster.write(leader, &put(session, seq, &format!("key{}", seq % 3), &value));
-        most = most.max(cluster.status(leader).store_bytes);
-    }
-    // Two checkpoints' worth of log is dead at most, and the index and the like.
-    assert!(most < 400_000, "{most} bytes for three values of 500");
-    for key in 0..3 {
-        let found = cluster.get(leader, &format!("key{key}"));
-        assert!(found == Answer::Value(value.clone().into()), "key{key}: {found:?}");
-    }
-    cluster.run(5);
-    let hashes: Vec<_> = (0..3).map(|node| cluster.status(node).state_hash).collect();
-    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
-}
