@@ -34,9 +34,9 @@ pub(super) struct AddArgs {
     /// Where other nodes will reach it
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) peer: String,
-    /// Where clients will reach it
+    /// Where clients will reach it, until it says so itself [default: the host of PEER, 100 ports below]
     #[arg(long, value_name = "HOST:PORT")]
-    pub(super) client: String,
+    pub(super) client: Option<String>,
     /// It stays a learner, without a vote, until `member promote`
     #[arg(long)]
     pub(super) learner: bool,
@@ -47,6 +47,16 @@ pub(super) struct AddArgs {
 pub(super) struct NameArgs {
     /// Its name
     pub(super) name: String,
+}
+
+/// Where clients find a node whose peers find it at `peer`, by the custom of node.toml and `quicraft cluster`.
+fn usual_client_address(peer: &str) -> Result<String, Failure> {
+    let parts = peer.rsplit_once(':').and_then(|(host, port)| {
+        let port = port.parse::<u16>().ok()?.checked_sub(100).filter(|port| *port > 0)?;
+        Some(format!("{host}:{port}"))
+    });
+    parts
+        .ok_or_else(|| Failure::usage(format!("--client HOST:PORT is needed beside --peer {peer}")))
 }
 
 /// Does it.
@@ -61,10 +71,14 @@ pub(super) async fn run(
     let (done, name, manage) = match command {
         MemberCommand::List => return list(client, output),
         MemberCommand::Add(add) => {
+            let client_address = match &add.client {
+                Some(address) => address.clone(),
+                None => usual_client_address(&add.peer)?,
+            };
             let manage = Manage::Add {
                 name: add.name.clone(),
                 peer_address: add.peer.clone(),
-                client_address: add.client.clone(),
+                client_address,
                 ticket: 0,
                 stays: add.learner,
                 rejoins: false,
@@ -164,3 +178,17 @@ pub(super) fn kind(kind: MemberKind) -> &'static str {
 
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(3);
 const TRANSFER_POLL: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_looked_for_a_hundred_ports_below_peers() {
+        assert_eq!(usual_client_address("n4.example:7104").unwrap(), "n4.example:7004");
+        assert_eq!(usual_client_address("[::1]:7104").unwrap(), "[::1]:7004");
+        for peer in ["n4", "n4:", "n4:100", "n4:70000", ""] {
+            assert!(usual_client_address(peer).is_err(), "{peer}");
+        }
+    }
+}

@@ -236,6 +236,13 @@ impl Raft {
         peers.map(|(&id, p)| (id, p.match_index, p.silent_ticks < patience)).collect()
     }
 
+    /// Bytes that this leader has proposed and not committed; bounded by [`Config::uncommitted_bytes_max`] and the last
+    /// proposal.
+    pub fn uncommitted_bytes(&self) -> u64 {
+        let Role::Leader(leader) = &self.role else { return 0 };
+        leader.uncommitted_bytes
+    }
+
     /// To whom this leader is handing leadership.
     pub fn heir(&self) -> Option<NodeId> {
         let Role::Leader(leader) = &self.role else { return None };

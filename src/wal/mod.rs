@@ -45,6 +45,7 @@ mod mend;
 mod purge;
 mod recovery;
 mod replay;
+mod rotation;
 mod scan;
 mod segment;
 mod terms;

@@ -6,6 +6,7 @@
 mod checks;
 mod cluster;
 mod dice;
+mod forge;
 mod links;
 mod node;
 mod random;

@@ -5,16 +5,17 @@ use std::error::Error;
 use std::str::FromStr;
 
 use quicraft::raft::{
-    Body, Change, Config, Contact, EntryMeta, Event, HardState, Index, Message, NodeId, Payload,
-    ReadId, RoleKind, Term,
+    Change, Config, Contact, EntryMeta, Event, HardState, Index, Message, NodeId, Payload, ReadId,
+    RoleKind, Term,
 };
 
 use crate::cluster::Cluster;
+use crate::forge::forge;
 use crate::node::Disk;
 
 /// A node by name, as `n1`.
 #[derive(Clone, Copy, Debug)]
-struct Id(NodeId);
+pub(crate) struct Id(pub(crate) NodeId);
 
 impl FromStr for Id {
     type Err = String;
@@ -27,7 +28,7 @@ impl FromStr for Id {
 
 /// What a script may say.
 #[derive(goldenscript::Command)]
-enum Command {
+pub(crate) enum Command {
     /// A new cluster; times in ticks, sizes in bytes, `entries` per message.
     Cluster {
         #[arg(key)]
@@ -373,37 +374,6 @@ fn disk(cluster: &Cluster, terms: &[u64], term: Option<u64>, commit: Option<u64>
         commit_index: Index(commit.unwrap_or(0)),
     };
     disk
-}
-
-fn forge(cluster: &mut Cluster, command: &Command) {
-    let Command::Forge { from, to, kind, term, index, index_term, entry_term } = command else {
-        unreachable!("dispatched by kind");
-    };
-    let (index, index_term) = (Index(*index), Term(*index_term));
-    let entry = EntryMeta { term: Term(*entry_term), bytes: 10, payload: Payload::Command };
-    let body = match kind.as_str() {
-        "append" => Body::AppendEntries {
-            prev_log_index: index,
-            prev_log_term: index_term,
-            commit_index: index.plus(1),
-            entries: vec![entry],
-        },
-        "heartbeat" => Body::Heartbeat { commit_index: index, round: u64::MAX },
-        "alive" => Body::HeartbeatReply { round: u64::MAX },
-        "vote" => Body::RequestVote {
-            pre: false,
-            last_log_index: index,
-            last_log_term: index_term,
-            transfer: false,
-        },
-        "appended" => Body::Appended { match_index: index },
-        "rejected" => {
-            Body::AppendRejected { prev_log_index: index, hint_index: index, hint_term: index_term }
-        }
-        other => panic!("no forgery of {other}"),
-    };
-    let message = Message { from: from.0, to: to.0, term: Term(*term), body };
-    cluster.step(to.0, Event::Receive(message));
 }
 
 macro_rules! scripts {

@@ -1,7 +1,7 @@
 //! The whole node under a deterministic simulator: its turns, log, recovery, store, snapshots, sessions and wire format
 //! are the real ones; disk, network and clock are made up, and go wrong in every way that a seed can think of.
 //!
-//! `cargo test --release --test sim -- --seeds N --events M [--first S] [--threads T]`, or `--seed S` for one, told in
+//! `cargo test --release --test sim -- --seeds N --events M [--first S] [--threads T] [--floor EVENTS-A-SECOND]`, or `--seed S` for one, told in
 //! full. What is simulated and what is not: `docs/testing.md`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

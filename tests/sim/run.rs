@@ -17,14 +17,22 @@ pub(crate) struct Arguments {
     seeds: u64,
     events: u64,
     threads: u64,
+    /// Events a second and thread that must be reached.
+    floor: u64,
     /// One seed, told in full.
     single: bool,
 }
 
 impl Arguments {
     pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-        let mut arguments =
-            Arguments { first: 1, seeds: SEEDS, events: 20_000, threads: 2, single: false };
+        let mut arguments = Arguments {
+            first: 1,
+            seeds: SEEDS,
+            events: 20_000,
+            threads: 2,
+            floor: 0,
+            single: false,
+        };
         let mut words = words;
         while let Some(word) = words.next() {
             let mut number = || {
@@ -34,6 +42,7 @@ impl Arguments {
             match word.as_str() {
                 "--seeds" => arguments.seeds = number()?,
                 "--events" => arguments.events = number()?,
+                "--floor" => arguments.floor = number()?,
                 "--first" => arguments.first = number()?,
                 "--threads" | "--test-threads" => arguments.threads = number()?.max(1),
                 "--seed" => {
@@ -96,12 +105,16 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
     let (coverage, events, simulated_us) = totals.into_inner().unwrap();
     let seconds = begin.elapsed().as_secs_f64();
     coverage.print();
+    let speed = events as f64 / seconds / arguments.threads as f64;
     println!(
-        "{} seeds, {events} events, {} simulated seconds in {seconds:.1} s: {:.0} events a second and thread",
+        "{} seeds, {events} events, {} simulated seconds in {seconds:.1} s: {speed:.0} events a second and thread",
         arguments.seeds,
-        simulated_us / 1_000_000,
-        events as f64 / seconds / arguments.threads as f64
+        simulated_us / 1_000_000
     );
+    if speed < arguments.floor as f64 {
+        eprintln!("too slow: {} events a second and thread are asked for", arguments.floor);
+        return ExitCode::FAILURE;
+    }
     let missing = coverage.missing();
     if arguments.seeds >= SEEDS_FOR_COVERAGE && !missing.is_empty() {
         eprintln!("never reached: {}", missing.join(", "));

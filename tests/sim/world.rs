@@ -349,6 +349,12 @@ impl World {
             self.restart_later(at);
             return Ok(());
         }
+        // The last proposal may pass the limit: what all clients ask at once is little.
+        let limit = self.options.protocol.uncommitted_bytes_max + 10_000;
+        let uncommitted = node.core().uncommitted_bytes();
+        if uncommitted > limit {
+            return Err(format!("n{}: {uncommitted} bytes are not committed", at + 1));
+        }
         self.truth.check(at, node, seen, &mut self.coverage)?;
         self.cells[at].durable = self.cells[at].durable.max(durable);
         for revision in answers.1.iter().copied() {
