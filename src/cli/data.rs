@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::failure::Failure;
+use super::lines::{self, ExportArgs, ImportArgs};
 use super::member::{self, MemberCommand, NameArgs};
 use super::output::Output;
 use super::scan::{self, ScanArgs};
@@ -38,6 +39,10 @@ pub(super) enum DataCommand {
     Member(MemberCommand),
     /// Hand leadership to a node
     Transfer(NameArgs),
+    /// Write keys and values as JSON lines
+    Export(ExportArgs),
+    /// Read keys and values from JSON lines
+    Import(ImportArgs),
 }
 
 /// A key and what to write to it.
@@ -113,6 +118,8 @@ impl DataCommand {
             DataCommand::Scan(scan) => scan::run(scan, client, output).await?,
             DataCommand::Member(command) => member::run(&command, client, output).await?,
             DataCommand::Transfer(args) => member::transfer(&args, client, output).await?,
+            DataCommand::Export(args) => lines::export(args, client, output).await?,
+            DataCommand::Import(args) => lines::import(args, client, output, stdin).await?,
             DataCommand::Status(status) => status::run(&status, client, output).await?,
         }
         Ok(())

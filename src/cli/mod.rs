@@ -12,12 +12,14 @@ mod data;
 mod failure;
 mod flags;
 mod join;
+mod lines;
 mod log;
 mod member;
 mod node;
 mod output;
 mod scan;
 mod shell;
+mod snapshot;
 mod status;
 mod value;
 mod words;
@@ -30,6 +32,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use self::data::{DataCommand, DelArgs, GetArgs, PutArgs};
 use self::failure::Failure;
 use self::flags::ClientFlags;
+use self::lines::{ExportArgs, ImportArgs};
 use self::member::{AddArgs, MemberCommand, NameArgs};
 use self::output::Output;
 use self::scan::ScanArgs;
@@ -74,6 +77,13 @@ enum Command {
     /// Look into a node's log while the node does not run: dump, verify, salvage
     #[command(subcommand)]
     Log(log::LogCommand),
+    /// Back a running cluster up, and begin a new one with a backup: save, inspect, restore
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Write keys and values as JSON lines
+    Export(OnCluster<ExportArgs>),
+    /// Read keys and values from JSON lines
+    Import(OnCluster<ImportArgs>),
     /// Do the same interactively: history, completion, help, timing
     Shell(OnCluster<Nothing>),
     /// Print the completion script of a shell
@@ -136,6 +146,9 @@ pub fn main() -> ExitCode {
         Command::Transfer(on) => (on.flags, Some(DataCommand::Transfer(on.args))),
         Command::Bench(on) => return ended(bench::run(&on.args, &on.flags)),
         Command::Log(command) => return ended(log::run(&command)),
+        Command::Snapshot(command) => return ended(snapshot::run(command)),
+        Command::Export(on) => (on.flags, Some(DataCommand::Export(on.args))),
+        Command::Import(on) => (on.flags, Some(DataCommand::Import(on.args))),
         Command::Shell(on) => (on.flags, None),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "quicraft", &mut io::stdout());

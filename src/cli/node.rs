@@ -4,7 +4,7 @@
 //!
 //! In and out: arguments, `QUICRAFT_*` variables and `node.toml` go in; log lines go to stderr, one event each, and the
 //! exit code says how it ended: 0 after a graceful stop, 74 if the disk failed, 75 if a mapped file was cut off under the
-//! node, 1 after any other error, which is one line on stderr.
+//! node, 76 if its state is not that of the other nodes, 1 after any other error, which is one line on stderr.
 //!
 //! What always holds: SIGTERM and SIGINT stop the node gracefully; a second one ends the process at once. Nothing is
 //! left running when `run` returns.
@@ -34,19 +34,14 @@ use crate::{node, wal};
 /// Every key of the configuration file is also a flag and a variable: --peer-listen, QUICRAFT_PEER_LISTEN. Flags
 /// override variables override the file.
 ///
-/// Ends with 0 after a graceful stop, 74 if the disk failed, 75 if a mapped file was cut off under it, 2 for a wrong
+/// Ends with 0 after a graceful stop, 74 if the disk failed, 75 if a mapped file was cut off under it, 76 if its state is not that
+/// of the other nodes, 2 for a wrong
 /// command line, 1 after any other error. A node whose data is damaged does not end: it fetches what it lacks from
 /// the others, or becomes a new member in its own place.
 #[derive(Args, Clone, Debug)]
 pub(super) struct NodeArgs {
-    /// The configuration file
-    #[arg(long, value_name = "FILE", env = "QUICRAFT_CONFIG", default_value = "node.toml")]
-    config: PathBuf,
-    /// Takes the member list from a file with lines such as node0ip=10.0.0.1 and node0port=29016
-    #[arg(long, value_name = "FILE")]
-    members_from: Option<PathBuf>,
     #[command(flatten)]
-    keys: KeyArgs,
+    keys: NodeKeys,
     /// Makes the data directory of a new cluster's node, once, and ends
     #[arg(long)]
     init: bool,
@@ -59,6 +54,31 @@ pub(super) struct NodeArgs {
     /// Stops gracefully when standard input ends, for a supervisor that may die
     #[arg(long, hide = true)]
     stop_on_stdin_eof: bool,
+}
+
+/// What says which node it is.
+#[derive(Args, Clone, Debug)]
+pub(super) struct NodeKeys {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "QUICRAFT_CONFIG", default_value = "node.toml")]
+    config: PathBuf,
+    /// Takes the member list from a file with lines such as node0ip=10.0.0.1 and node0port=29016
+    #[arg(long, value_name = "FILE")]
+    members_from: Option<PathBuf>,
+    #[command(flatten)]
+    keys: KeyArgs,
+}
+
+impl NodeKeys {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub(super) fn load(self) -> Result<Config, crate::config::Error> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let flags = self.keys.given();
+        Config::load(&self.config, variable, &flags, self.members_from.as_deref())
+    }
 }
 
 /// A flag for each scalar key; their values are read where those of the file are.
@@ -177,6 +197,7 @@ impl Error {
                 server::Error::Log(wal::Error::Disk(_))
                 | server::Error::Data(node::Error::Log(wal::Error::Disk(_))),
             ) => ExitCode::from(EXIT_DISK),
+            Error::Server(server::Error::Diverged { .. }) => ExitCode::from(EXIT_DIVERGED),
             _ => ExitCode::FAILURE,
         }
     }
@@ -184,6 +205,9 @@ impl Error {
 
 /// The disk failed: what it holds is unknown until the next start. (`EX_IOERR` of sysexits.h.)
 const EXIT_DISK: u8 = 74;
+/// The node's state is not that of the others: it must not be started again with its data. (`EX_PROTOCOL` of
+/// sysexits.h.)
+const EXIT_DIVERGED: u8 = 76;
 /// The ports of a life that is over may be busy for a moment.
 const PORT_TRIES: u32 = 100;
 const PORT_PAUSE: Duration = Duration::from_millis(50);
@@ -191,9 +215,7 @@ const PORT_PAUSE: Duration = Duration::from_millis(50);
 const LIVES_MAX: usize = 10;
 
 fn serve(args: NodeArgs) -> Result<(), Error> {
-    let variable = |name: &str| std::env::var(name).ok();
-    let flags = args.keys.given();
-    let config = Config::load(&args.config, variable, &flags, args.members_from.as_deref())?;
+    let config = args.keys.load()?;
     if args.init {
         return Ok(server::init(&config.settings)?);
     }

@@ -23,6 +23,7 @@
 //! carries any number of requests to one node; `watchdog` notices a dead node early; `transport` is the way
 //! down to QUIC. A client is cheap to clone; all clones share its connections and its session.
 
+mod backup;
 mod connection;
 mod error;
 mod manage;
@@ -53,6 +54,7 @@ use crate::proto::client::Get;
 use crate::proto::command::key_is_valid;
 use crate::proto::frame::FrameKind;
 
+pub use self::backup::SnapshotStream;
 pub use self::error::Error;
 pub use self::scan::{Row, ScanEnd, ScanRequest, ScanStream, prefix_end};
 pub use crate::proto::client::{
@@ -250,6 +252,17 @@ impl Client {
         let request = Request { kind: FrameKind::Scan, to, bytes, encode: &encode };
         let answered = self.ask_reading(&request).await?;
         ScanStream::new(answered, self.timeout)
+    }
+
+    /// Takes a backup: a snapshot of all that is acknowledged by now.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; later ones as [`SnapshotStream::next`] says.
+    pub async fn save_snapshot(&self) -> Result<SnapshotStream, Error> {
+        let encode = |_: &mut Vec<u8>| ();
+        let request = Request { kind: FrameKind::Save, to: To::Leader, bytes: 0, encode: &encode };
+        let answered = self.ask_reading(&request).await?;
+        SnapshotStream::new(answered, self.timeout)
     }
 
     /// How one node is; asks that node alone, once or again until the deadline.

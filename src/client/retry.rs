@@ -52,6 +52,12 @@ pub(super) enum Answer {
     Large,
     /// Of a change of the cluster: the member.
     Managed(u64),
+    /// Of a save: wait.
+    Saving,
+    /// Of a save.
+    SnapshotBegins { index: u64, bytes: u64 },
+    /// Of a save.
+    SnapshotChunk(Bytes),
 }
 
 impl Answer {
@@ -78,6 +84,9 @@ impl Answer {
             Reply::Refused(refusal) => Answer::Refused(refusal),
             Reply::Large => Answer::Large,
             Reply::Managed { id } => Answer::Managed(id),
+            Reply::Saving => Answer::Saving,
+            Reply::SnapshotBegins { index, bytes } => Answer::SnapshotBegins { index, bytes },
+            Reply::SnapshotChunk(bytes) => Answer::SnapshotChunk(body.slice_ref(bytes)),
         })
     }
 }
@@ -124,11 +133,11 @@ pub(super) struct Request<'a> {
     pub(super) encode: &'a (dyn Fn(&mut Vec<u8>) + Send + Sync),
 }
 
-/// The first frames of an answer, and where more come from (scans only).
+/// The first frames of an answer, and where more come from (scans and saves only).
 pub(super) struct Answered {
     /// What was answered first.
     pub(super) first: Answer,
-    /// What came along with it (scans only).
+    /// What came along with it.
     pub(super) more: Vec<Answer>,
     /// The rest of the stream, for a request that has a stream of its own.
     pub(super) rest: Option<FrameReader>,
@@ -219,7 +228,8 @@ async fn send(
     request: &Request<'_>,
 ) -> Result<Answered, Failure> {
     let node_id = link.node_id();
-    if kind != FrameKind::Scan && request.bytes <= LARGE_BYTES {
+    let is_long = matches!(kind, FrameKind::Scan | FrameKind::Save);
+    if !is_long && request.bytes <= LARGE_BYTES {
         let frame = link.call(kind, request.encode).await?;
         match Answer::from_frame(&frame)? {
             Answer::Large => {}
@@ -237,7 +247,7 @@ async fn send(
         }
     };
     let more = frames.map(|frame| Answer::from_frame(&frame)).collect::<Result<_, _>>()?;
-    let rest = (kind == FrameKind::Scan).then(|| alone.into_reader());
+    let rest = is_long.then(|| alone.into_reader());
     Ok(Answered { first, more, rest, node_id })
 }
 

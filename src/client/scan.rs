@@ -198,7 +198,10 @@ impl ScanStream {
             | Answer::NotFound
             | Answer::Status(_)
             | Answer::Large
-            | Answer::Managed(_) => {
+            | Answer::Managed(_)
+            | Answer::Saving
+            | Answer::SnapshotBegins { .. }
+            | Answer::SnapshotChunk(_) => {
                 self.reader = None;
                 let what = "not rows in answer to a scan".into();
                 return Err(Error::Protocol { node_id: self.node_id, what });
@@ -213,7 +216,7 @@ impl ScanStream {
     }
 }
 
-fn broken(reason: &str) -> Error {
+pub(super) fn broken(reason: &str) -> Error {
     Error::ScanBroken { reason: reason.into() }
 }
 

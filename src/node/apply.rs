@@ -2,8 +2,9 @@
 
 use super::{CheckpointJob, Checkpointed, Node, Output, ReceivedSnapshot, Replies, Snapshots};
 use crate::proto;
-use crate::proto::client::Reply;
+use crate::proto::client::{Refusal, Reply};
 use crate::proto::command::{Command, Outcome};
+use crate::proto::peer::StateHash;
 use crate::raft::{EntryKind, Event, Index};
 use crate::store::{Adoption, Compacted};
 use crate::wal::{Batch, EntryMeta};
@@ -33,6 +34,15 @@ impl Node {
             self.store.warm_up(commands);
             for (index, command) in lot.drain(..) {
                 let outcome = match command {
+                    Some(command @ Command::Clock { .. }) => {
+                        let outcome = self.store.apply(index, &command);
+                        let own = StateHash { index, hash: self.store.state_hash() };
+                        let members = self.raft.membership();
+                        let found = self.agreement.applied(own, self.raft.id(), members);
+                        output.divergences.extend(found);
+                        output.state_hash = Some(own);
+                        outcome
+                    }
                     Some(command) => self.store.apply(index, &command),
                     None => {
                         self.store.advance(index);
@@ -59,7 +69,9 @@ impl Node {
         let applied = self.store.revision();
         let is_suspect = self.snapshots.is_suspect;
         let is_long = self.snapshots.log_bytes >= self.about.snapshot_log_bytes;
-        if self.snapshots.running || !(is_long || is_suspect || self.should_compact()) {
+        let is_wanted = !self.snapshots.wanted.is_empty();
+        let is_needed = is_long || is_suspect || is_wanted || self.should_compact();
+        if self.snapshots.running || !is_needed {
             return;
         }
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
@@ -75,6 +87,21 @@ impl Node {
             at: super::SnapshotAt { index: applied, term },
             membership: self.raft.membership_at(applied).membership.clone(),
         });
+    }
+
+    /// Tells those who wait for a snapshot that it is there.
+    pub(super) fn answer_saves(&mut self, replies: &mut dyn Replies) {
+        let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
+        let failed = std::mem::take(&mut self.snapshots.failed);
+        for (to, at_least) in std::mem::take(&mut self.snapshots.wanted) {
+            if newest >= at_least {
+                replies.snapshot(to, newest);
+            } else if failed {
+                replies.reply(to, &Reply::Refused(Refusal::NoSpace));
+            } else {
+                self.snapshots.wanted.push((to, at_least));
+            }
+        }
     }
 
     /// Whether the store has grown so much that it is time to leave behind what is dead: twice its size, or half of the
@@ -107,7 +134,10 @@ impl Node {
     /// each be completed by the log.
     pub(super) fn on_checkpoint(&mut self, done: Option<Checkpointed>, output: &mut Output) {
         self.snapshots.running = false;
-        let Some(Checkpointed { at, compacted }) = done else { return };
+        let Some(Checkpointed { at, compacted }) = done else {
+            self.snapshots.failed = true;
+            return;
+        };
         self.adopt(compacted, output);
         if self.snapshots.newest.as_ref().is_some_and(|newest| newest.index >= at.index) {
             return;
@@ -144,15 +174,18 @@ impl Node {
         let effects = self.step(event, None, output);
         if effects.install_snapshot {
             self.store.replace(store);
+            self.agreement.forget();
             self.abandon_proposals();
             self.log.purge(at.index.next());
             let running = self.snapshots.running;
+            let wanted = std::mem::take(&mut self.snapshots.wanted);
             let (store_bytes, oldest) = (self.store.bytes(), self.store.oldest());
             self.snapshots = Snapshots {
                 newest: Some(at),
                 running,
                 store_bytes,
                 oldest,
+                wanted,
                 ..Snapshots::default()
             };
         }

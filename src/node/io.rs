@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::agreement::Divergence;
 use crate::proto::client::{Consistency, Manage, Reply};
+use crate::proto::peer::StateHash;
 use crate::raft::{Contact, Index, Membership, Message, NodeId, RoleKind, Term};
 use crate::store::{CatchUp, Checkpoint, Compacted, Reader, Store, Unread};
 use crate::wal::{Batch, Ordinal, Persisted, Record};
@@ -27,6 +29,8 @@ pub struct Input {
     pub request_bytes: usize,
     /// What the sync thread finished.
     pub persisted: Vec<Persisted>,
+    /// What peers said of their stores.
+    pub state_hashes: Vec<(NodeId, StateHash)>,
     /// Peers that said how they are reached.
     pub announced: Vec<(NodeId, Contact)>,
     /// Peers whose connection broke.
@@ -100,6 +104,8 @@ pub enum RequestBody {
         /// At this revision; `None` for the newest.
         revision: Option<u64>,
     },
+    /// Say when there is a snapshot of what is acknowledged by now.
+    Save,
     /// Change the cluster itself.
     Manage(Manage),
     /// Greet the client.
@@ -171,6 +177,10 @@ pub struct Output {
     pub unread: Vec<Unread>,
     /// Role changes, for the log and the supervisor's eyes.
     pub roles: Vec<(Term, RoleKind)>,
+    /// For all peers: what this node's store is like.
+    pub state_hash: Option<StateHash>,
+    /// Stores that should be the same as this one and are not.
+    pub divergences: Vec<Divergence>,
     /// Peers that contradicted what is committed, and where.
     pub contradictions: Vec<(NodeId, Index)>,
     /// There is more to apply: another turn is wanted at once.
@@ -195,4 +205,6 @@ pub trait Replies {
     fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>);
     /// A scan may read with this reader at this revision.
     fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index);
+    /// The snapshot at this index can be sent.
+    fn snapshot(&mut self, to: ReplyTo, at: Index);
 }

@@ -14,6 +14,7 @@
 //!
 //! [`open()`] brings a data directory to life; `requests` has the clients' side of a turn.
 
+mod agreement;
 mod apply;
 mod io;
 mod members;
@@ -25,12 +26,14 @@ mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
 
+pub use agreement::Divergence;
 pub use io::{
     CheckpointJob, Checkpointed, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo,
     Request, RequestBody, Sent, SnapshotAt,
 };
 pub use open::{
-    Error, OpenOptions, Opened, Opening, holds_data, init, init_learner, open, snapshots_dir,
+    Error, OpenOptions, Opened, Opening, holds_data, init, init_learner, open, restore,
+    snapshots_dir,
 };
 pub use repair::{Outcome, Repair};
 pub use wire::{check_membership, decode_message};
@@ -41,6 +44,7 @@ use crate::raft::{
 };
 use crate::store::{Reader, Store};
 use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal, Room};
+use agreement::Agreement;
 use members::WaitingChange;
 use requests::{Growth, Proposal, WaitingRead};
 
@@ -94,6 +98,7 @@ pub struct Node {
     /// How often a peer said something new of where it is reached.
     announcements: u64,
     snapshots: Snapshots,
+    agreement: Agreement,
     /// The last clock entry that this node proposed as leader.
     clock_proposed_ms: u64,
     room: Room,
@@ -115,6 +120,10 @@ struct Snapshots {
     store_bytes: u64,
     /// The oldest readable revision at the last checkpoint.
     oldest: Index,
+    /// Who waits for a snapshot, and of which index at least.
+    wanted: Vec<(ReplyTo, Index)>,
+    /// The last checkpoint failed, and those who wait are to hear of it.
+    failed: bool,
 }
 
 impl Node {
@@ -130,6 +139,11 @@ impl Node {
         }
         for (message, batch) in input.messages.drain(..) {
             self.step(Event::Receive(message), batch, output);
+        }
+        for (from, told) in input.state_hashes.drain(..) {
+            let members = self.raft.membership();
+            let found = self.agreement.heard(from, told, self.raft.id(), members);
+            output.divergences.extend(found);
         }
         for (id, contact) in input.announced.drain(..) {
             self.on_announced(id, contact);
@@ -170,6 +184,7 @@ impl Node {
         self.apply_committed(output, replies);
         self.answer_changes(replies);
         self.answer_reads(replies);
+        self.answer_saves(replies);
         self.maybe_checkpoint(output);
     }
 

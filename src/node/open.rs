@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::agreement::Agreement;
 use super::repair::{self, Repair};
 use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
@@ -44,6 +45,12 @@ pub enum Error {
     /// The directory holds a node already.
     #[error("{0} holds the data of a node already; nothing was changed")]
     NotEmpty(PathBuf),
+    /// A restore would make a second cluster under the first one's name.
+    #[error(
+        "the snapshot is of the cluster that these certificates are for, and two clusters must not be taken for each \
+         other: make a new authority (`quicraft cert init`) in an empty directory, and certificates of it"
+    )]
+    SameCluster,
     /// The log is damaged, and nobody else has it.
     #[error(
         "{damage}. Nothing was changed, and there is no other node to mend it from. Check the disk; then restore {} \
@@ -137,6 +144,45 @@ pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error>
     log.append(builder.finish());
     writer.write_and_sync(log.take_pending())?;
     Ok(())
+}
+
+/// Makes the data directory of a new cluster's node out of a snapshot of another one: the state is that of the snapshot,
+/// the membership is `membership`, and the log begins after it, `skipped` revisions later. Gives where.
+///
+/// # Errors
+/// [`Error::NotEmpty`] if there is a node in the directory already, [`Error::SameCluster`] if it would be of the
+/// cluster that the snapshot is of; otherwise what the snapshot or the disk says. Until it is done the directory counts
+/// as empty, and it can be done again.
+pub fn restore(
+    options: &OpenOptions,
+    membership: &Membership,
+    (from, file): (&snapshot::Dir, &Path),
+    skipped: u64,
+) -> Result<Index, Error> {
+    let cluster = options.identity.cluster;
+    if from.verify(file)?.cluster == cluster {
+        return Err(Error::SameCluster);
+    }
+    let wal::Opened { mut log, mut writer, recovered } = open_fresh(options)?;
+    if !is_blank(&recovered) {
+        return Err(Error::NotEmpty(options.dir.clone()));
+    }
+    let snapshots = snapshots_dir(&options.disk, &options.dir);
+    snapshots.create()?;
+    let mut encoded = Vec::new();
+    proto::encode(membership, &mut encoded);
+    let written = snapshots.adopt(from, file, |meta| SnapshotMeta {
+        cluster,
+        index: meta.index.plus(skipped),
+        term: Term(1),
+        membership: encoded,
+    })?;
+    let (index, term) = (written.index, written.term);
+    // The log last: without it the directory is an empty one.
+    log.reset(index, term);
+    log.save_hard_state(HardState { term, voted_for: None, commit_index: index });
+    writer.write_and_sync(log.take_pending())?;
+    Ok(index)
 }
 
 /// Makes the data directory of a node that joins a cluster: its log is empty, and it waits for the leader.
@@ -260,6 +306,7 @@ fn ready(
         changes: Vec::new(),
         announcements: 0,
         snapshots,
+        agreement: Agreement::default(),
         clock_proposed_ms: 0,
         room: wal::Room::Ample,
         hands_on: false,

@@ -22,6 +22,8 @@ pub(super) struct WaitingRead {
 pub(super) enum What {
     Get(Bytes, Option<u64>),
     Scan(Option<u64>),
+    /// A snapshot of what is there now.
+    Save,
     /// Nothing to read: the request is refused for this reason.
     Refuse(Refusal),
     Hello,
@@ -98,6 +100,7 @@ impl Node {
                     (consistency, What::Get(key, revision))
                 }
                 RequestBody::Scan { consistency, revision } => (consistency, What::Scan(revision)),
+                RequestBody::Save => (Consistency::Linearizable, What::Save),
                 RequestBody::Hello => (Consistency::Local, What::Hello),
                 RequestBody::Status => (Consistency::Local, What::Status),
             };
@@ -294,7 +297,12 @@ impl Node {
         let reads = now.iter().flat_map(|(_, reads)| reads);
         reader.warm_up(reads.filter_map(|read| match &read.what {
             What::Get(key, _) => Some(&key[..]),
-            What::Scan(_) | What::Refuse(_) | What::Hello | What::Status | What::Managed(_) => None,
+            What::Scan(_)
+            | What::Save
+            | What::Refuse(_)
+            | What::Hello
+            | What::Status
+            | What::Managed(_) => None,
         }));
         for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
             match what {
@@ -314,6 +322,7 @@ impl Node {
                     Ok(at) => replies.scan(reply_to, reader.clone(), at),
                     Err(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
                 },
+                What::Save => self.snapshots.wanted.push((reply_to, applied)),
                 What::Refuse(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
                 What::Managed(NodeId(id)) => replies.reply(reply_to, &Reply::Managed { id }),
                 What::Hello => replies.reply(reply_to, &Reply::Hello(self.hello())),

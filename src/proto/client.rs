@@ -2,7 +2,7 @@
 //!
 //! The first frame on a connection's first bidirectional stream is [`Hello`], answered by [`Reply::Hello`]. After that
 //! the same stream carries any number of requests at once; replies come in any order and name their request. Requests
-//! above [`super::limits::LARGE_BYTES`], and scans, use one stream each, without a second `Hello`. A value above it is
+//! above [`super::limits::LARGE_BYTES`], scans and saves use one stream each, without a second `Hello`. A value above it is
 //! answered there by [`Reply::Large`]: the client asks again on a stream of its own.
 
 use serde::{Deserialize, Serialize};
@@ -308,4 +308,16 @@ pub enum Reply<'a> {
         /// The member that it was about.
         id: u64,
     },
+    /// To a save: a snapshot is being made; more frames follow.
+    Saving,
+    /// To a save: the snapshot is there, and its bytes follow.
+    SnapshotBegins {
+        /// The revision that it holds.
+        index: u64,
+        /// The length of the file.
+        bytes: u64,
+    },
+    /// To a save: the next bytes.
+    #[serde(borrow)]
+    SnapshotChunk(&'a serde_bytes::Bytes),
 }

@@ -38,11 +38,13 @@ pub enum FrameKind {
     WriteAnywhere = 7,
     /// [`super::client::Manage`].
     Manage = 8,
+    /// Empty body, alone on its stream: a snapshot of now; answered by many [`FrameKind::Reply`] frames.
+    Save = 9,
     /// A message of the consensus protocol, see [`super::peer`].
     Raft = 16,
     /// [`super::peer::SnapshotHeader`]: a snapshot follows.
     Snapshot = 17,
-    /// A piece of a snapshot file.
+    /// A piece of a snapshot file: its offset (8 bytes, little-endian) and its bytes.
     SnapshotChunk = 18,
     /// [`super::peer::SnapshotDone`].
     SnapshotDone = 19,
@@ -54,6 +56,10 @@ pub enum FrameKind {
     Fetch = 22,
     /// [`super::peer::Fetched`].
     Fetched = 23,
+    /// [`super::peer::SnapshotWanted`].
+    SnapshotWanted = 24,
+    /// [`super::peer::StateHash`].
+    StateHash = 25,
 }
 
 impl FrameKind {
@@ -67,6 +73,7 @@ impl FrameKind {
             6 => FrameKind::Reply,
             7 => FrameKind::WriteAnywhere,
             8 => FrameKind::Manage,
+            9 => FrameKind::Save,
             16 => FrameKind::Raft,
             17 => FrameKind::Snapshot,
             18 => FrameKind::SnapshotChunk,
@@ -75,6 +82,8 @@ impl FrameKind {
             21 => FrameKind::PeerHello,
             22 => FrameKind::Fetch,
             23 => FrameKind::Fetched,
+            24 => FrameKind::SnapshotWanted,
+            25 => FrameKind::StateHash,
             _ => return None,
         })
     }

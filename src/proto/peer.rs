@@ -4,8 +4,10 @@
 //! - A `Raft` frame is the postcard encoding of a [`Message`], followed, in an `AppendEntries`, by the
 //!   entries in the form in which the log shares them (see `wal`): encoded once, sent to all.
 //! - A snapshot goes on a bidirectional stream of its own: one `Snapshot` frame with a
-//!   [`SnapshotHeader`], then `SnapshotChunk` frames with the file's bytes in order, answered by one
-//!   `SnapshotDone` frame with a [`SnapshotDone`].
+//!   [`SnapshotHeader`], answered by a `SnapshotWanted` frame with a [`SnapshotWanted`]; then
+//!   `SnapshotChunk` frames with the file's bytes in order, answered by one `SnapshotDone` frame with a
+//!   [`SnapshotDone`], which may also be the first answer.
+//! - A `StateHash` frame with a [`StateHash`] goes to every other node now and then.
 //! - A write that a client gave to a node which does not lead goes to the leader on a bidirectional stream of
 //!   its own: one `Forward` frame with a [`Forward`], answered by the `Reply` frame that the client gets.
 //! - A node whose log is damaged asks for what it lacks on a bidirectional stream of its own: one `Fetch` frame with a
@@ -38,6 +40,24 @@ pub struct SnapshotHeader {
     pub index: Index,
     /// Length of the file in bytes.
     pub bytes: u64,
+    /// What tells the file from every other.
+    pub digest: [u8; 16],
+}
+
+/// What the receiver wants of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotWanted {
+    /// The bytes from here on; it has those before from a transfer that broke off.
+    pub offset: u64,
+}
+
+/// What a node's store is like after an entry: the same on every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateHash {
+    /// The entry.
+    pub index: Index,
+    /// A hash over all that was applied up to it, and what came of that.
+    pub hash: u64,
 }
 
 /// What became of it.
@@ -88,6 +108,15 @@ pub const FETCH_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of a snapshot file in one frame.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 64 << 10;
+
+/// Offset and bytes of a piece of a snapshot.
+///
+/// # Errors
+/// [`Malformed`] if it is too short to have an offset.
+pub fn chunk_parts(body: &[u8]) -> Result<(u64, &[u8]), Malformed> {
+    let (offset, bytes) = body.split_first_chunk().ok_or(Malformed("piece of a snapshot"))?;
+    Ok((u64::from_le_bytes(*offset), bytes))
+}
 
 /// Appends the encoding of a message, without its entries, to `buffer`.
 pub fn encode_message(message: &Message, buffer: &mut Vec<u8>) {

@@ -1,7 +1,7 @@
 //! The answers of a turn, gathered per stream: those to one read of a stream follow each other, so they go into its
 //! buffer in one push, which is written when the turn is over.
 
-use super::shared::Shared;
+use super::shared::{Ready, Shared};
 use crate::node::{Replies, ReplyTo};
 use crate::proto;
 use crate::proto::client::Reply;
@@ -67,7 +67,13 @@ impl Replies for Burst<'_> {
         // It counts as pending until its task ends, or the end of the questions would be the end of the answer.
         if let Some(waiting) = self.shared.take_scan(to.stream) {
             // The scan's task may have ended with its connection.
-            let _ = waiting.send((reader, at));
+            let _ = waiting.send(Ready::Scan(reader, at));
+        }
+    }
+
+    fn snapshot(&mut self, to: ReplyTo, at: Index) {
+        if let Some(waiting) = self.shared.take_scan(to.stream) {
+            let _ = waiting.send(Ready::Snapshot(at));
         }
     }
 }

@@ -12,7 +12,11 @@ pub(super) fn authorise(who: &Who, kind: FrameKind) -> Result<(), Refusal> {
     let (writes, manages) = match kind {
         FrameKind::Write | FrameKind::WriteAnywhere => (true, false),
         FrameKind::Manage => (true, true),
-        FrameKind::Hello | FrameKind::Get | FrameKind::Scan | FrameKind::Status => (false, false),
+        FrameKind::Hello
+        | FrameKind::Get
+        | FrameKind::Scan
+        | FrameKind::Save
+        | FrameKind::Status => (false, false),
         FrameKind::Reply
         | FrameKind::Raft
         | FrameKind::Snapshot
@@ -21,7 +25,9 @@ pub(super) fn authorise(who: &Who, kind: FrameKind) -> Result<(), Refusal> {
         | FrameKind::PeerHello
         | FrameKind::Forward
         | FrameKind::Fetch
-        | FrameKind::Fetched => {
+        | FrameKind::Fetched
+        | FrameKind::SnapshotWanted
+        | FrameKind::StateHash => {
             return Err(Refusal::Invalid { reason: "not a request".to_owned() });
         }
     };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
 use super::authorise::authorise;
-use super::scan;
 use super::shared::Shared;
+use super::{save, scan};
 use crate::node::{ReplyTo, Request, RequestBody};
 use crate::pki::{self, Identity, Who};
 use crate::proto::client::{Get, Hello, Manage, Refusal, Reply, Scan};
@@ -27,6 +27,8 @@ struct Caller {
 pub(super) struct Clients {
     pub(super) shared: Arc<Shared>,
     pub(super) value_bytes_max: usize,
+    /// Where backups come from.
+    pub(super) snapshots: save::Source,
 }
 
 impl Clients {
@@ -176,6 +178,14 @@ impl Clients {
                 tokio::spawn(scan::run(plan, ready, writer.clone(), Arc::clone(&self.shared)));
                 Ok(RequestBody::Scan { consistency, revision })
             }
+            FrameKind::Save => {
+                let Some(ready) = self.shared.wait_for_scan(reply_to.stream) else {
+                    return Err(invalid("a save needs a stream of its own".to_owned()));
+                };
+                let (shared, source) = (Arc::clone(&self.shared), self.snapshots.clone());
+                tokio::spawn(save::run(reply_to, ready, writer.clone(), shared, source));
+                Ok(RequestBody::Save)
+            }
             FrameKind::Status => Ok(RequestBody::Status),
             FrameKind::Manage => {
                 let manage =
@@ -191,7 +201,9 @@ impl Clients {
             | FrameKind::PeerHello
             | FrameKind::Forward
             | FrameKind::Fetch
-            | FrameKind::Fetched => Err(invalid("not a request".to_owned())),
+            | FrameKind::Fetched
+            | FrameKind::SnapshotWanted
+            | FrameKind::StateHash => Err(invalid("not a request".to_owned())),
         }
     }
 }

@@ -11,11 +11,10 @@ use super::answers::Burst;
 use super::book::Book;
 use super::links::Links;
 use super::shared::Shared;
-use super::{Error, forward, snapshots};
+use super::{Error, forward, save, snapshots};
 use crate::node::run::Threads;
-use crate::node::{Input, Node, Output};
+use crate::node::{Divergence, Input, Node, Output};
 use crate::raft::{Index, NodeId, RoleKind};
-use crate::store::snapshot;
 
 /// The unit of the core's time.
 pub(super) const TICK: Duration = Duration::from_millis(10);
@@ -25,7 +24,7 @@ pub(super) struct Driver {
     pub(super) threads: Threads,
     pub(super) shared: Arc<Shared>,
     pub(super) links: Links,
-    pub(super) snapshots: snapshot::Dir,
+    pub(super) snapshots: save::Source,
     pub(super) leader: Option<NodeId>,
     /// The version of the members that links and connections go by.
     pub(super) members: Option<(u64, Index, u64)>,
@@ -99,9 +98,11 @@ impl Driver {
         self.links.send(output.messages.drain(..));
         for to in output.send_snapshots.drain(..) {
             let shared = Arc::clone(&self.shared);
-            let (connection, dir) = (self.links.connection(to), self.snapshots.clone());
+            let (connection, source) = (self.links.connection(to), self.snapshots.clone());
             let newest = self.node.newest_snapshot().map(|at| at.index);
-            snapshots::send(shared, connection, to, self.node.term(), newest, dir);
+            let save::Source { dir, rate } = source;
+            let order = snapshots::Order { to, term: self.node.term(), newest, dir, rate };
+            snapshots::send(shared, connection, order);
         }
         for forward in output.forwards.drain(..) {
             forward::send(&self.shared, self.links.connection(forward.to), forward);
@@ -120,7 +121,11 @@ impl Driver {
             self.threads.catch_up(image);
         }
         self.threads.free(std::mem::take(&mut output.unread));
+        if let Some(hash) = output.state_hash.take() {
+            self.links.tell_state_hash(hash);
+        }
         self.report(output);
+        self.judge(output)?;
         if std::mem::take(&mut output.again) {
             self.shared.bell.notify_one();
             // A bell that rings already does not let the other tasks run, nor the clock: a long backlog would silence
@@ -146,6 +151,25 @@ impl Driver {
     /// A node's name for people.
     fn name_of(&self, id: NodeId) -> String {
         self.node.contact(id).map_or_else(|| id.to_string(), |contact| contact.name.clone())
+    }
+
+    /// Stops the node if its store is not what those of the others are.
+    fn judge(&self, output: &mut Output) -> Result<(), Error> {
+        for Divergence { index, own, others, stops } in output.divergences.drain(..) {
+            let others: Vec<String> = others
+                .iter()
+                .map(|(&id, hash)| format!("{} has {hash:016x}", self.name_of(id)))
+                .collect();
+            let others = others.join(", ");
+            if stops {
+                return Err(Error::Diverged { index, own, others });
+            }
+            tracing::error!(
+                "the stores differ after entry {index}: this one has {own:016x}, {others}; whoever has no majority \
+                 with it stops"
+            );
+        }
+        Ok(())
     }
 
     /// Tells people what changed.

@@ -13,7 +13,8 @@ use crate::disk::OsDisk;
 use crate::node;
 use crate::pki::Credentials;
 use crate::proto::client::Manage;
-use crate::raft::{Contact, Membership, NodeId};
+use crate::raft::{Contact, Index, Membership, NodeId};
+use crate::store::snapshot;
 
 /// Asks the cluster at these addresses for a change, until it is done: the id, or why it will never be.
 pub type Ask<'a> = dyn Fn(Manage, Vec<String>) -> Asked + 'a;
@@ -29,6 +30,23 @@ pub fn init(settings: &Settings) -> Result<(), Error> {
     let members = settings.members.iter().map(|member| NodeId(member.id));
     node::init(&open_options(settings, &credentials)?, &Membership::of(members))?;
     Ok(())
+}
+
+/// Makes the data directory of a new cluster's node, which begins with the data of a snapshot file of another cluster;
+/// gives the revision that it begins at, after `skipped` that are left out.
+///
+/// # Errors
+/// If the certificate is of the same cluster as the file, the file is damaged, or the directory holds a node already.
+pub fn restore(
+    settings: &Settings,
+    from: &snapshot::Dir,
+    file: &Path,
+    skipped: u64,
+) -> Result<Index, Error> {
+    let credentials = load_credentials(settings)?;
+    let members = settings.members.iter().map(|member| NodeId(member.id));
+    let options = open_options(settings, &credentials)?;
+    Ok(node::restore(&options, &Membership::of(members), (from, file), skipped)?)
 }
 
 /// What a node that wants to join must ask for: `None` if its data directory holds a member already. The question

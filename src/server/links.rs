@@ -20,7 +20,7 @@ use crate::pki::Credentials;
 use crate::proto;
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
 use crate::proto::limits::FRAME_BYTES_MAX;
-use crate::proto::peer::{PeerHello, encode_message};
+use crate::proto::peer::{PeerHello, StateHash, encode_message};
 use crate::quic::{self, FrameWriter, PortKind, PushError};
 use crate::raft::{Body, Contact, Message, NodeId};
 use crate::wal::Batch;
@@ -100,6 +100,16 @@ impl Links {
                 // A peer that reads this slowly is asked again by the core.
                 tracing::debug!("the queue to {} is full", message.to);
             }
+        }
+    }
+
+    /// Tells everybody what this node's store is like.
+    pub(super) fn tell_state_hash(&self, hash: StateHash) {
+        for up in self.links.values().filter_map(Link::up) {
+            // Who does not hear it hears the next.
+            let _ = up.control.push(|buffer| {
+                encode_frame(buffer, FrameKind::StateHash, 0, |body| proto::encode(&hash, body));
+            });
         }
     }
 

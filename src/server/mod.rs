@@ -25,6 +25,7 @@ mod joining;
 mod links;
 mod peers;
 mod repair;
+mod save;
 mod scan;
 mod settings;
 mod setup;
@@ -34,7 +35,7 @@ mod snapshots;
 use std::future::Future;
 use std::sync::Arc;
 
-pub use joining::{Ask, Asked, ask_to_join, init, init_joined};
+pub use joining::{Ask, Asked, ask_to_join, init, init_joined, restore};
 pub use settings::{LogIo, Member, Settings};
 
 use crate::node;
@@ -42,7 +43,7 @@ use crate::node::run::Threads;
 use crate::node::{Opened, Opening};
 use crate::pki::{self, Credentials};
 use crate::quic::{self, PortKind};
-use crate::store::snapshot;
+use crate::raft::Index;
 use crate::wal;
 use clients::Clients;
 use driver::Driver;
@@ -82,6 +83,20 @@ pub enum Error {
     /// The node asked to join and was never told its id.
     #[error("{0} is not yet a member: start it with --join HOST:PORT of a node of the cluster")]
     NotJoined(String),
+    /// The store is not what those of the others are.
+    #[error(
+        "this node's state is not that of the others after entry {index}: it has {own:016x}, {others}. It stops, so that \
+         nobody reads what is wrong. Keep a copy of its data directory for the authors of this program, then remove it and \
+         start the node with --rejoin"
+    )]
+    Diverged {
+        /// The entry.
+        index: Index,
+        /// This node's state hash.
+        own: u64,
+        /// What the others have.
+        others: String,
+    },
     /// Somebody removed the node for ever.
     #[error(
         "{by} says that this node was removed from the cluster: it stops; its data directory is of no more use \
@@ -155,11 +170,13 @@ pub async fn run(
     let clients = Arc::new(Clients {
         shared: Arc::clone(&shared),
         value_bytes_max: settings.value_bytes_max,
+        snapshots: save::Source { dir: snapshots.clone(), rate: settings.transfer_rate },
     });
     tokio::spawn(clients.accept(client_endpoint.clone()));
     let result = match opening {
         Opening::Ready(opened) => {
-            let driver = driver(*opened, settings, shared, links, (snapshots, cluster_id))?;
+            let source = save::Source { dir: snapshots, rate: settings.transfer_rate };
+            let driver = driver(*opened, settings, shared, links, (source, cluster_id))?;
             match driver.run(shutdown).await {
                 Ok(()) => Ok(Ended::Stopped),
                 Err(Error::Log(error @ wal::Error::Corrupt(_))) if has_others => {
@@ -191,7 +208,7 @@ fn driver(
     settings: &Settings,
     shared: Arc<Shared>,
     links: Links,
-    (snapshots, cluster): (snapshot::Dir, [u8; 16]),
+    (snapshots, cluster): (save::Source, [u8; 16]),
 ) -> Result<Driver, Error> {
     let Opened { node, writer, notes } = opened;
     for note in notes {
@@ -202,7 +219,7 @@ fn driver(
         Arc::new(move || shared.bell.notify_one())
     };
     let threads =
-        Threads::start(writer, snapshots.clone(), cluster, bell).map_err(Error::Threads)?;
+        Threads::start(writer, snapshots.dir.clone(), cluster, bell).map_err(Error::Threads)?;
     tracing::info!(
         "ready: applied index {}, clients at {}, peers at {}",
         node.status().applied_index,

@@ -195,6 +195,11 @@ async fn read(
     let mut messages: Vec<(Message, Option<Batch>)> = Vec::new();
     loop {
         for frame in frames.drain(..) {
+            if frame.kind == FrameKind::StateHash {
+                let told = proto::decode(&frame.body, "state hash")?;
+                shared.hear_state_hash(peer, told);
+                continue;
+            }
             let (message, batch) = decode_message(&frame.body)?;
             if frame.kind != FrameKind::Raft || message.from != peer {
                 return Err(Malformed("message of another node").into());

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::shared::{ScanReady, Shared};
+use super::shared::{Ready, Shared};
 use crate::node::ReplyTo;
 use crate::proto;
 use crate::proto::client::{Reply, Row, Scan, ScanMode};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::{SCAN_PAGE_BYTES, SCAN_PAGE_ROWS_MAX};
 use crate::quic::{FrameWriter, PushError};
-use crate::store::Range;
+use crate::raft::Index;
+use crate::store::{Range, Reader};
 
 /// What a scan returns, and to whom.
 pub(super) struct Plan {
@@ -50,17 +51,17 @@ struct Place {
 /// Answers a scan once it may read, and ends its stream; ends silently when the request was refused.
 pub(super) async fn run(
     plan: Plan,
-    ready: oneshot::Receiver<ScanReady>,
+    ready: oneshot::Receiver<Ready>,
     writer: FrameWriter,
     shared: Arc<Shared>,
 ) {
-    let Ok(ready) = ready.await else { return };
-    answer(&plan, &ready, &writer).await;
+    let Ok(Ready::Scan(reader, at)) = ready.await else { return };
+    answer(&plan, &(reader, at), &writer).await;
     shared.drop_stream(plan.reply_to.stream);
 }
 
 /// Sends page after page; ends early when the client is gone.
-async fn answer(plan: &Plan, ready: &ScanReady, writer: &FrameWriter) {
+async fn answer(plan: &Plan, ready: &(Reader, Index), writer: &FrameWriter) {
     let mut place = Place { after: None, rows: 0, is_over: false, more: false };
     while !place.is_over {
         // A page a turn of the runtime: heartbeats pass between them.
@@ -86,7 +87,7 @@ async fn answer(plan: &Plan, ready: &ScanReady, writer: &FrameWriter) {
 }
 
 /// Appends the next page to `buffer`, if it has rows.
-fn page(plan: &Plan, (reader, at): &ScanReady, place: &mut Place, buffer: &mut Vec<u8>) {
+fn page(plan: &Plan, (reader, at): &(Reader, Index), place: &mut Place, buffer: &mut Vec<u8>) {
     let after = place.after.take();
     let mut range = Range {
         from: Bound::Included(&plan.from[..]),
@@ -145,7 +146,6 @@ mod tests {
     use super::*;
     use crate::proto::client::Consistency;
     use crate::proto::command::{Command, Op, Outcome};
-    use crate::raft::Index;
     use crate::store::{Options, Store};
 
     #[test]

@@ -10,14 +10,19 @@ use super::book::Book;
 use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
-use crate::proto::peer::Want;
+use crate::proto::peer::{StateHash, Want};
 use crate::quic::{FrameWriter, IdMap};
 use crate::raft::{Index, Message, NodeId};
 use crate::store::Reader;
 use crate::wal::Batch;
 
-/// A scan may read with this reader at this revision.
-pub(super) type ScanReady = (Reader, Index);
+/// What a scan or a save has waited for.
+pub(super) enum Ready {
+    /// It may read with this reader at this revision.
+    Scan(Reader, Index),
+    /// There is a snapshot at this index.
+    Snapshot(Index),
+}
 
 pub(super) struct Shared {
     input: Mutex<Input>,
@@ -28,8 +33,8 @@ pub(super) struct Shared {
     /// Rung when another node leads, or none.
     pub(super) leader_changed: Notify,
     streams: Mutex<IdMap<Stream>>,
-    /// By stream: a scan has one of its own.
-    scans: Mutex<IdMap<oneshot::Sender<ScanReady>>>,
+    /// By stream: a scan or a save has one of its own.
+    scans: Mutex<IdMap<oneshot::Sender<Ready>>>,
     next_stream: AtomicU64,
     /// Who may speak as which node.
     pub(super) book: watch::Sender<Arc<Book>>,
@@ -142,6 +147,15 @@ impl Shared {
         self.tell(|input| input.messages.append(messages));
     }
 
+    /// Hands in what a peer said of its store; the newest counts if it says more than it should.
+    pub(super) fn hear_state_hash(&self, from: NodeId, told: StateHash) {
+        let mut input = lock(&self.input);
+        if input.state_hashes.len() >= STATE_HASHES_MAX {
+            input.state_hashes.remove(0);
+        }
+        input.state_hashes.push((from, told));
+    }
+
     /// Hands in a snapshot that a leader sent.
     pub(super) fn receive_snapshot(&self, snapshot: ReceivedSnapshot) {
         self.tell(|input| input.snapshots_received.push(snapshot));
@@ -216,8 +230,8 @@ impl Shared {
         }
     }
 
-    /// The task of a stream's scan, if one waits for its turn to read.
-    pub(super) fn take_scan(&self, stream: u64) -> Option<oneshot::Sender<ScanReady>> {
+    /// The task of a stream's scan or save, if one waits for its turn.
+    pub(super) fn take_scan(&self, stream: u64) -> Option<oneshot::Sender<Ready>> {
         lock(&self.scans).remove(&stream)
     }
 
@@ -254,9 +268,9 @@ impl Shared {
         lock(&self.scans).remove(&id);
     }
 
-    /// Registers a scan that waits for its turn to read. `None` on a stream where it would not be alone: so there are
+    /// Registers a scan or a save that waits for its turn. `None` on a stream where it would not be alone: so there are
     /// no more scans than streams, and the end of one ends nothing else.
-    pub(super) fn wait_for_scan(&self, id: u64) -> Option<oneshot::Receiver<ScanReady>> {
+    pub(super) fn wait_for_scan(&self, id: u64) -> Option<oneshot::Receiver<Ready>> {
         let mut streams = lock(&self.streams);
         let stream = streams.get_mut(&id)?;
         if stream.is_shared || std::mem::replace(&mut stream.scans, true) {
@@ -270,6 +284,8 @@ impl Shared {
 
 /// Messages of peers that wait for a turn; their readers stop reading above it.
 const PEER_MESSAGES_MAX: usize = 4096;
+/// State hashes that wait for a turn; each node sends one a second.
+const STATE_HASHES_MAX: usize = 1024;
 /// Requests of one stream that wait for their answers, which may take as long as there is no majority; more are refused
 /// as `Busy`. Our own client stops at half of it.
 const STREAM_REQUESTS_MAX: usize = 16_384;

@@ -1,23 +1,29 @@
 //! Snapshots between nodes, both ends: the file's bytes on a stream of their own, at the lowest
-//! priority, so that nothing waits behind them. The receiver verifies before it says that it has them.
+//! priority and a limited rate, so that nothing waits behind them.
+//!
+//! The sender names the file by its digest; the receiver answers from where on it wants it, for it keeps what came
+//! before a connection broke. It verifies the whole before it says that it has it.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::shared::Shared;
 use crate::node::{self, ReceivedSnapshot, Sent, SnapshotAt};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_OVERHEAD_BYTES_MAX;
-use crate::proto::peer::{SNAPSHOT_CHUNK_BYTES, SnapshotDone, SnapshotHeader};
+use crate::proto::peer::{
+    SNAPSHOT_CHUNK_BYTES, SnapshotDone, SnapshotHeader, SnapshotWanted, chunk_parts,
+};
 use crate::proto::{self, Malformed};
 use crate::quic::{self, FrameReader};
 use crate::raft::{Index, Membership, NodeId, Term};
-use crate::store::{self, Store, snapshot};
+use crate::store::{self, Incoming, Store, snapshot};
 
 /// Why a snapshot did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -36,10 +42,10 @@ pub(super) enum Error {
     Io(#[from] io::Error),
     #[error("the stream broke: {0}")]
     Write(#[from] quinn::WriteError),
-    #[error("a transfer from another node is under way")]
+    #[error("a transfer is under way already")]
     Busy,
-    #[error("the transfer has {got} bytes instead of {expected}")]
-    Length { got: u64, expected: u64 },
+    #[error("bytes from {got} on came instead of those from {expected} on, of {bytes}")]
+    Place { got: u64, expected: u64, bytes: u64 },
     #[error("the receiver did not take it")]
     Refused,
     #[error("what arrived is damaged: it is made anew")]
@@ -48,19 +54,93 @@ pub(super) enum Error {
     Stalled,
 }
 
-/// Sends the node's newest snapshot to a peer, in a task of its own, and reports the end. Which one that is the node
-/// says: among the files there may be a newer one, which was found damaged at the start.
-pub(super) fn send(
-    shared: Arc<Shared>,
-    connection: Option<Connection>,
-    to: NodeId,
-    term: Term,
-    newest: Option<Index>,
-    dir: snapshot::Dir,
-) {
+/// A snapshot file that is read from an offset on. It stays readable when it is removed meanwhile.
+pub(super) struct Sending {
+    file: Option<File>,
+    pub(super) index: Index,
+    pub(super) bytes: u64,
+    digest: [u8; 16],
+}
+
+impl Sending {
+    pub(super) async fn open(dir: snapshot::Dir, index: Index) -> Result<Sending, Error> {
+        blocking(move || {
+            let (_, path) = dir.list()?.into_iter().find(|it| it.0 == index).ok_or(Error::None)?;
+            let file = File::open(&path)?;
+            let bytes = file.metadata()?.len();
+            Ok(Sending { file: Some(file), index, bytes, digest: dir.digest(&path)? })
+        })
+        .await?
+    }
+
+    async fn seek(&mut self, offset: u64) -> Result<(), Error> {
+        let mut file = self.take();
+        let file =
+            blocking(move || io::Seek::seek(&mut file, io::SeekFrom::Start(offset)).map(|_| file));
+        self.file = Some(file.await??);
+        Ok(())
+    }
+
+    /// The next bytes; none at the end.
+    pub(super) async fn chunk(&mut self) -> Result<Vec<u8>, Error> {
+        let mut file = self.take();
+        let read = blocking(move || {
+            let mut chunk = vec![0; SNAPSHOT_CHUNK_BYTES];
+            let count = io::Read::read(&mut file, &mut chunk)?;
+            chunk.truncate(count);
+            Ok::<_, io::Error>((file, chunk))
+        });
+        let (file, chunk) = read.await??;
+        self.file = Some(file);
+        Ok(chunk)
+    }
+
+    fn take(&mut self) -> File {
+        self.file.take().expect("after an error nobody reads on")
+    }
+}
+
+/// Holds a transfer to a rate.
+pub(super) struct Throttle {
+    rate: u64,
+    next: Instant,
+}
+
+impl Throttle {
+    /// `rate` in bytes a second; 0 for no limit.
+    pub(super) fn new(rate: u64) -> Throttle {
+        Throttle { rate, next: Instant::now() }
+    }
+
+    /// Waits until `bytes` more may go.
+    pub(super) async fn spend(&mut self, bytes: usize) {
+        if let Some(nanos) = (bytes as u64 * 1_000_000_000).checked_div(self.rate) {
+            // What was not used before is not made up for: a bound, not an aim.
+            let begin = self.next.max(Instant::now());
+            self.next = begin + Duration::from_nanos(nanos);
+            sleep_until(begin).await;
+        }
+    }
+}
+
+/// What is sent, and to whom.
+pub(super) struct Order {
+    pub(super) to: NodeId,
+    /// The sender's term.
+    pub(super) term: Term,
+    /// Which snapshot; the node says so, for among the files there may be a newer one, which was found damaged.
+    pub(super) newest: Option<Index>,
+    pub(super) dir: snapshot::Dir,
+    /// Bytes a second; 0 for no limit.
+    pub(super) rate: u64,
+}
+
+/// Sends the node's newest snapshot to a peer, in a task of its own, and reports the end.
+pub(super) fn send(shared: Arc<Shared>, connection: Option<Connection>, order: Order) {
     tokio::spawn(async move {
-        let sent = match (connection, newest) {
-            (Some(connection), Some(index)) => send_to(&connection, term, index, dir).await,
+        let to = order.to;
+        let sent = match (connection, order.newest) {
+            (Some(connection), Some(index)) => send_to(&connection, index, order).await,
             (None, _) => Err(Error::NotConnected),
             (_, None) => Err(Error::None),
         };
@@ -78,49 +158,51 @@ pub(super) fn send(
     });
 }
 
-async fn send_to(
-    connection: &Connection,
-    term: Term,
-    index: Index,
-    dir: snapshot::Dir,
-) -> Result<Index, Error> {
-    let opened = blocking(move || {
-        let (_, path) = dir.list()?.into_iter().find(|it| it.0 == index).ok_or(Error::None)?;
-        let file = std::fs::File::open(path)?;
-        let bytes = file.metadata()?.len();
-        Ok::<_, Error>((file, bytes))
-    });
-    let (mut file, bytes) = opened.await??;
+async fn send_to(connection: &Connection, index: Index, order: Order) -> Result<Index, Error> {
+    let Order { term, dir, rate, .. } = order;
+    let mut file = Sending::open(dir, index).await?;
     let lost = |error| quic::Error::Lost(quic::explain(&error));
     let (mut stream, answer) = connection.open_bi().await.map_err(lost)?;
     // Fails only for a closed stream, which the first write reports.
     let _ = stream.set_priority(SNAPSHOT_PRIORITY);
+    let mut answers = Frames::of(answer, FRAME_OVERHEAD_BYTES_MAX);
     let mut buffer = Vec::new();
     encode_frame(&mut buffer, FrameKind::Snapshot, 0, |body| {
-        proto::encode(&SnapshotHeader { term, index, bytes }, body);
+        let header = SnapshotHeader { term, index, bytes: file.bytes, digest: file.digest };
+        proto::encode(&header, body);
     });
     stream.write_all(&buffer).await?;
+    let first = answers.next().await?;
+    if first.kind == FrameKind::SnapshotDone {
+        return done(&first, index);
+    }
+    let SnapshotWanted { offset } = proto::decode(&first.body, "snapshot answer")?;
+    if offset > file.bytes {
+        return Err(Malformed("snapshot answer").into());
+    }
+    file.seek(offset).await?;
+    let (mut throttle, mut at) = (Throttle::new(rate), offset);
     loop {
-        let read = blocking(move || {
-            let mut chunk = vec![0; SNAPSHOT_CHUNK_BYTES];
-            let count = io::Read::read(&mut file, &mut chunk)?;
-            chunk.truncate(count);
-            Ok::<_, io::Error>((file, chunk))
-        });
-        let (returned, chunk) = read.await??;
-        file = returned;
+        let chunk = file.chunk().await?;
         if chunk.is_empty() {
             break;
         }
+        throttle.spend(chunk.len()).await;
         buffer.clear();
         encode_frame(&mut buffer, FrameKind::SnapshotChunk, 0, |body| {
+            body.extend_from_slice(&at.to_le_bytes());
             body.extend_from_slice(&chunk);
         });
+        at += chunk.len() as u64;
         stream.write_all(&buffer).await?;
     }
     // Fails only if the receiver gave up, which the missing answer says as well.
     let _ = stream.finish();
-    let frame = Frames::of(answer, FRAME_OVERHEAD_BYTES_MAX).next().await?;
+    done(&answers.next().await?, index)
+}
+
+/// What the receiver says in the end.
+fn done(frame: &Frame, index: Index) -> Result<Index, Error> {
     let done: SnapshotDone = proto::decode(&frame.body, "snapshot answer")?;
     match done {
         SnapshotDone { installed: true, .. } => Ok(index),
@@ -134,25 +216,34 @@ pub(super) struct Receiver {
     dir: snapshot::Dir,
     cluster_id: [u8; 16],
     store: store::Options,
-    busy: tokio::sync::Mutex<()>,
+    /// What came of a transfer that broke off. Locked while one is under way.
+    unfinished: tokio::sync::Mutex<Option<Unfinished>>,
+}
+
+/// The beginning of a file.
+struct Unfinished {
+    digest: [u8; 16],
+    incoming: Incoming,
 }
 
 impl Receiver {
     pub(super) fn new(dir: snapshot::Dir, cluster_id: [u8; 16], store: store::Options) -> Receiver {
-        Receiver { dir, cluster_id, store, busy: tokio::sync::Mutex::new(()) }
+        Receiver { dir, cluster_id, store, unfinished: tokio::sync::Mutex::new(None) }
     }
 
     /// Takes in the snapshot that `first` announces and answers whether it is here, whole and good.
     pub(super) async fn receive(
         &self,
         first: Frame,
-        frames: Frames,
+        mut frames: Frames,
         mut send: SendStream,
         from: NodeId,
         shared: &Shared,
     ) {
-        let result = match self.busy.try_lock() {
-            Ok(_guard) => self.take(&first, frames, from).await,
+        let result = match self.unfinished.try_lock() {
+            Ok(mut unfinished) => {
+                self.take(&first, &mut frames, &mut send, from, &mut unfinished).await
+            }
             Err(_) => Err(Error::Busy),
         };
         let done = match result {
@@ -180,26 +271,53 @@ impl Receiver {
     async fn take(
         &self,
         first: &Frame,
-        mut frames: Frames,
+        frames: &mut Frames,
+        send: &mut SendStream,
         from: NodeId,
+        unfinished: &mut Option<Unfinished>,
     ) -> Result<ReceivedSnapshot, Error> {
         if first.kind != FrameKind::Snapshot {
             return Err(Malformed("snapshot").into());
         }
         let header: SnapshotHeader = proto::decode(&first.body, "snapshot header")?;
-        let dir = self.dir.clone();
-        let mut incoming = blocking(move || store::Incoming::create(&dir)).await??;
-        let mut got = 0_u64;
-        while got < header.bytes {
-            let chunk = frames.next();
-            let chunk = timeout(STALL_PATIENCE, chunk).await.map_err(|_| Error::Stalled)??;
-            got += chunk.body.len() as u64;
-            if chunk.kind != FrameKind::SnapshotChunk || chunk.body.is_empty() || got > header.bytes
-            {
-                return Err(Error::Length { got, expected: header.bytes });
+        let begun = unfinished.take().filter(|begun| {
+            begun.digest == header.digest && begun.incoming.bytes() <= header.bytes
+        });
+        let mut incoming = match begun {
+            Some(begun) => begun.incoming,
+            None => {
+                let dir = self.dir.clone();
+                blocking(move || Incoming::create(&dir)).await??
             }
-            incoming = blocking(move || incoming.write(&chunk.body).map(|()| incoming)).await??;
+        };
+        let offset = incoming.bytes();
+        if offset > 0 {
+            tracing::info!("goes on with the snapshot of {from} at byte {offset}");
         }
+        let mut buffer = Vec::new();
+        encode_frame(&mut buffer, FrameKind::SnapshotWanted, 0, |body| {
+            proto::encode(&SnapshotWanted { offset }, body);
+        });
+        send.write_all(&buffer).await?;
+        while incoming.bytes() < header.bytes {
+            let chunk = match next_chunk(frames, incoming.bytes(), header.bytes).await {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    *unfinished = Some(Unfinished { digest: header.digest, incoming });
+                    return Err(error);
+                }
+            };
+            incoming = blocking(move || incoming.write(&chunk).map(|()| incoming)).await??;
+        }
+        self.install(header, incoming, from).await
+    }
+
+    async fn install(
+        &self,
+        header: SnapshotHeader,
+        incoming: Incoming,
+        from: NodeId,
+    ) -> Result<ReceivedSnapshot, Error> {
         let (dir, cluster, options) = (self.dir.clone(), self.cluster_id, self.store);
         let (store, meta) = blocking(move || -> Result<(Store, snapshot::SnapshotMeta), Error> {
             let path = incoming.finish(&cluster)?;
@@ -211,6 +329,17 @@ impl Receiver {
         let at = SnapshotAt { index: meta.index, term: meta.term };
         Ok(ReceivedSnapshot { from, term: header.term, at, membership, store })
     }
+}
+
+/// The bytes that come next in a file of `bytes`, of which `expected` are here.
+async fn next_chunk(frames: &mut Frames, expected: u64, bytes: u64) -> Result<bytes::Bytes, Error> {
+    let frame = timeout(STALL_PATIENCE, frames.next()).await.map_err(|_| Error::Stalled)??;
+    if frame.kind != FrameKind::SnapshotChunk {
+        return Err(Malformed("piece of a snapshot").into());
+    }
+    let (got, chunk) = chunk_parts(&frame.body)?;
+    let fits = got == expected && !chunk.is_empty() && got + chunk.len() as u64 <= bytes;
+    if fits { Ok(frame.body.slice_ref(chunk)) } else { Err(Error::Place { got, expected, bytes }) }
 }
 
 /// The frames of a stream, one by one.

@@ -8,6 +8,7 @@ use super::{Error, snapshot};
 /// A snapshot file in the making; dropped before [`Incoming::finish`] it leaves nothing behind.
 pub struct Incoming {
     file: NewFile,
+    bytes: u64,
 }
 
 impl Incoming {
@@ -18,7 +19,7 @@ impl Incoming {
     /// [`Error::Disk`] if the file cannot be made.
     pub fn create(dir: &Dir) -> Result<Incoming, Error> {
         dir.create()?;
-        Ok(Incoming { file: NewFile::create(dir, "incoming", Pace::default())? })
+        Ok(Incoming { file: NewFile::create(dir, "incoming", Pace::default())?, bytes: 0 })
     }
 
     /// Adds the next bytes.
@@ -26,7 +27,14 @@ impl Incoming {
     /// # Errors
     /// [`Error::Disk`], for example on a full disk.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.file.write(bytes)
+        self.file.write(bytes)?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// How many bytes are here.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Checks every byte, makes the file durable and gives it its name.

@@ -54,6 +54,15 @@ impl Cluster {
 
     /// Makes certificates, configurations and data directories, starts nothing.
     pub fn prepare(n: usize, extra: &str) -> Self {
+        let cluster = Self::prepare_empty(n, extra);
+        for i in 0..n {
+            assert!(cluster.node_command(i).arg("--init").status().unwrap().success());
+        }
+        cluster
+    }
+
+    /// Makes certificates and configurations only.
+    pub fn prepare_empty(n: usize, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let certs = dir.path().join("certs");
         make_certs(&certs, n);
@@ -61,9 +70,6 @@ impl Cluster {
         let children = (0..n).map(|_| None).collect();
         let cluster = Self { dir, extra: extra.to_owned(), ports, children, monitor: None };
         cluster.write_configs();
-        for i in 0..n {
-            assert!(cluster.node_command(i).arg("--init").status().unwrap().success());
-        }
         cluster
     }
 

@@ -46,6 +46,9 @@ impl Replies for Answers {
             | Reply::ScanEnd { .. }
             | Reply::Status(_)
             | Reply::Large
+            | Reply::Saving
+            | Reply::SnapshotBegins { .. }
+            | Reply::SnapshotChunk(_)
             | Reply::Managed { .. } => Answer::Other,
         };
         let doubled = self.0.insert(to.request_id, answer);
@@ -54,6 +57,10 @@ impl Replies for Answers {
 
     fn scan(&mut self, to: ReplyTo, _: Reader, at: Index) {
         self.0.insert(to.request_id, Answer::Scan(at));
+    }
+
+    fn snapshot(&mut self, to: ReplyTo, _: Index) {
+        self.0.insert(to.request_id, Answer::Other);
     }
 }
 

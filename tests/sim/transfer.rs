@@ -2,6 +2,7 @@
 
 use quicraft::node::{self, ReceivedSnapshot, Sent, SnapshotAt};
 use quicraft::proto;
+use quicraft::proto::peer::StateHash;
 use quicraft::raft::{NodeId, Term};
 use quicraft::store::{self, Pace, Store};
 
@@ -21,6 +22,16 @@ impl World {
         let running = self.cells[node].alive(life).expect("it ran a moment ago");
         running.input.checkpoints.push(done);
         self.wake(node, 5);
+    }
+
+    /// What a node says of its store reaches the others at their next turn, if they run.
+    pub(crate) fn tell_state_hash(&mut self, from: usize, hash: StateHash) {
+        for (to, cell) in self.cells.iter_mut().enumerate().filter(|&(to, _)| to != from) {
+            if let Some(running) = cell.running.as_mut().filter(|_| !self.network.is_cut(from, to))
+            {
+                running.input.state_hashes.push((NodeId(from as u64 + 1), hash));
+            }
+        }
     }
 
     pub(crate) fn send_snapshot(&mut self, from: usize, to: usize, life: u64) {

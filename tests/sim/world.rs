@@ -299,6 +299,12 @@ impl World {
         if output.again {
             self.wake(at, 1);
         }
+        if let Some(found) = output.divergences.first() {
+            return Err(format!("n{}: {found:?}", at + 1));
+        }
+        if let Some(hash) = output.state_hash {
+            self.tell_state_hash(at, hash);
+        }
         if has_checkpoint {
             let wait = self.rng.spread(20_000);
             self.schedule(wait, Event::Checkpointed { node: at, life });
