@@ -1,6 +1,9 @@
 //! Tests of the store through its public face.
 
+mod crash;
+mod golden;
 mod history;
+mod many;
 mod model;
 mod sessions;
 mod snapshots;

@@ -1,0 +1,120 @@
+//! The store beside `crossbeam-skiplist` and `BTreeMap`, in turn, several rounds; the best of each.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Instant;
+
+use crossbeam_skiplist::SkipMap;
+use quicraft::store::Range;
+
+use super::load::{Loaded, VALUE_BYTES, key, resident_bytes, shuffled};
+
+const ROUNDS: usize = 3;
+const WORK: [&str; 6] =
+    ["sorted load", "random insert", "scan", "random get", "random overwrite", "bytes per key"];
+
+type Times = [f64; WORK.len()];
+
+pub(crate) fn run(keys: usize) {
+    let order: Vec<u64> = shuffled(keys).collect();
+    let mut best = [[f64::MAX; WORK.len()]; 3];
+    for _ in 0..ROUNDS {
+        for (best, times) in best.iter_mut().zip([ours(&order), skiplist(&order), tree(&order)]) {
+            for (best, time) in best.iter_mut().zip(times) {
+                *best = best.min(time);
+            }
+        }
+    }
+    println!("{keys} keys of 16 B with values of {VALUE_BYTES} B, ns per key, best of {ROUNDS}");
+    println!("| | store | crossbeam-skiplist | BTreeMap | crossbeam / store | BTreeMap / store |");
+    println!("|---|---|---|---|---|---|");
+    for (place, work) in WORK.iter().enumerate() {
+        let [a, b, c] = [best[0][place], best[1][place], best[2][place]];
+        println!("| {work} | {a:.0} | {b:.0} | {c:.0} | {:.1} | {:.1} |", b / a, c / a);
+    }
+}
+
+/// Nanoseconds for each key.
+fn time(keys: usize, work: impl FnOnce()) -> f64 {
+    let begin = Instant::now();
+    work();
+    begin.elapsed().as_nanos() as f64 / keys as f64
+}
+
+fn ours(order: &[u64]) -> Times {
+    let keys = order.len();
+    let value = [7; VALUE_BYTES];
+    let before = resident_bytes();
+    let mut sorted = Loaded::new();
+    let load = time(keys, || (0..keys as u64).for_each(|number| sorted.put(&key(number), &value)));
+    let bytes = (resident_bytes() - before) as f64 / keys as f64;
+    let mut random = Loaded::new();
+    let insert = time(keys, || order.iter().for_each(|&number| random.put(&key(number), &value)));
+    drop(random);
+    let reader = sorted.store.reader();
+    let at = reader.latest();
+    let scan = time(keys, || {
+        let sum: usize = reader.scan(Range::ALL, at).map(|row| row.value.len()).sum();
+        assert_eq!(black_box(sum), keys * VALUE_BYTES);
+    });
+    let get = time(keys, || {
+        for &number in order {
+            black_box(reader.get(&key(number), at).unwrap().value[0]);
+        }
+    });
+    let overwrite =
+        time(keys, || order.iter().for_each(|&number| sorted.put(&key(number), &value)));
+    [load, insert, scan, get, overwrite, bytes]
+}
+
+fn skiplist(order: &[u64]) -> Times {
+    let keys = order.len();
+    let value = [7_u8; VALUE_BYTES];
+    let before = resident_bytes();
+    let sorted = SkipMap::<Box<[u8]>, Box<[u8]>>::new();
+    let put = |map: &SkipMap<Box<[u8]>, Box<[u8]>>, number: u64| {
+        map.insert(Box::from(key(number)), Box::from(value));
+    };
+    let load = time(keys, || (0..keys as u64).for_each(|number| put(&sorted, number)));
+    let bytes = resident_bytes().saturating_sub(before) as f64 / keys as f64;
+    let random = SkipMap::new();
+    let insert = time(keys, || order.iter().for_each(|&number| put(&random, number)));
+    drop(random);
+    let scan = time(keys, || {
+        let sum: usize = sorted.iter().map(|entry| entry.value().len()).sum();
+        assert_eq!(black_box(sum), keys * VALUE_BYTES);
+    });
+    let get = time(keys, || {
+        for &number in order {
+            black_box(sorted.get(&key(number)[..]).unwrap().value()[0]);
+        }
+    });
+    let overwrite = time(keys, || order.iter().for_each(|&number| put(&sorted, number)));
+    [load, insert, scan, get, overwrite, bytes]
+}
+
+fn tree(order: &[u64]) -> Times {
+    let keys = order.len();
+    let value = [7_u8; VALUE_BYTES];
+    let before = resident_bytes();
+    let mut sorted = BTreeMap::<Box<[u8]>, Box<[u8]>>::new();
+    let put = |map: &mut BTreeMap<Box<[u8]>, Box<[u8]>>, number: u64| {
+        map.insert(Box::from(key(number)), Box::from(value));
+    };
+    let load = time(keys, || (0..keys as u64).for_each(|number| put(&mut sorted, number)));
+    let bytes = resident_bytes().saturating_sub(before) as f64 / keys as f64;
+    let mut random = BTreeMap::new();
+    let insert = time(keys, || order.iter().for_each(|&number| put(&mut random, number)));
+    drop(random);
+    let scan = time(keys, || {
+        let sum: usize = sorted.values().map(|value| value.len()).sum();
+        assert_eq!(black_box(sum), keys * VALUE_BYTES);
+    });
+    let get = time(keys, || {
+        for &number in order {
+            black_box(sorted[&key(number)[..]][0]);
+        }
+    });
+    let overwrite = time(keys, || order.iter().for_each(|&number| put(&mut sorted, number)));
+    [load, insert, scan, get, overwrite, bytes]
+}
