@@ -319,7 +319,12 @@ impl Node {
             return None;
         }
         // What cannot be read here may be read elsewhere.
-        log.read(first, last, FETCH_BYTES_MAX).ok()?.into_iter().next()
+        let batches = log.read(first, last, FETCH_BYTES_MAX).ok()?;
+        let mut whole = BatchBuilder::new(first);
+        for (meta, body) in batches.iter().flat_map(Batch::lent) {
+            whole.push(meta.term, meta.kind, body);
+        }
+        Some(whole.finish())
     }
 
     /// The core's last word on who leads.

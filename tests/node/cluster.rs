@@ -14,6 +14,7 @@ use quicraft::node::{
 };
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
+use quicraft::proto::peer::Want;
 use quicraft::raft::{Body, Config, Index, Membership, Message, NodeId, ReadId, RoleKind};
 use quicraft::store::{self, Pace, Reader, Store};
 use quicraft::wal::{self, Batch, Writer};
@@ -167,6 +168,12 @@ impl Cluster {
             Err(error) => panic!("{error}"),
         };
         self.cells[node].running = Some((opened.node, opened.writer));
+    }
+
+    /// What a node has of what another one's damaged log lacks.
+    pub(crate) fn fetch(&self, node: usize, want: &Want) -> Option<Batch> {
+        let (node, _) = self.cells[node].running.as_ref().expect("it runs");
+        node.fetch(want)
     }
 
     /// Power cut: what was not synced is gone.

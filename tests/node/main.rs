@@ -6,6 +6,8 @@ mod cluster;
 use cluster::{Answer, Cluster};
 use quicraft::proto::client::Refusal;
 use quicraft::proto::command::{Command, Op, Outcome, SessionId};
+use quicraft::proto::peer::Want;
+use quicraft::raft::{Index, Term};
 
 fn put<'a>(session: SessionId, seq: u64, key: &'a str, value: &'a str) -> Command<'a> {
     let op = Op::Put { key: key.as_bytes(), value: value.as_bytes() };
@@ -252,4 +254,33 @@ fn commands_that_clients_may_not_send_are_refused() {
     }
     let unknown = cluster.write(leader, &put(SessionId(77), 1, "k", "v"));
     assert_eq!(unknown, Outcome::SessionUnknown);
+}
+
+#[test]
+fn entries_are_fetched_by_an_anchor_that_both_logs_have() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.elect();
+    let session = cluster.open_session(leader);
+    for seq in 1..=5 {
+        cluster.write(leader, &put(session, seq, "k", "v"));
+    }
+    let last = cluster.status(leader).last_log_index;
+    let term = cluster.status(leader).term;
+    let want = |first, end, at: (u64, u64)| Want {
+        first: Index(first),
+        last: Index(end),
+        anchor: (Index(at.0), Term(at.1)),
+    };
+    let fetch = |want: Want| cluster.fetch(leader, &want);
+    let found = fetch(want(last - 3, last - 1, (last, term))).unwrap();
+    assert_eq!((found.first_index(), found.last_index()), (Index(last - 3), Index(last - 1)));
+    for bad in [
+        want(last - 3, last - 1, (last, term + 1)),
+        want(last - 3, last - 1, (last + 1, term)),
+        want(last - 3, last, (last - 1, term)),
+        want(last, last - 1, (last, term)),
+        want(0, 0, (last, term)),
+    ] {
+        assert!(fetch(bad).is_none(), "{bad:?}");
+    }
 }

@@ -7,7 +7,8 @@ use crate::script::Command;
 
 /// A message that nobody sent, from one node to another.
 pub(crate) fn forge(cluster: &mut Cluster, command: &Command) {
-    let Command::Forge { from, to, kind, term, index, index_term, entry_term } = command else {
+    let Command::Forge { from, to, kind, term, index, index_term, entry_term, commit } = command
+    else {
         unreachable!("dispatched by kind");
     };
     let (index, index_term) = (Index(*index), Term(*index_term));
@@ -16,7 +17,7 @@ pub(crate) fn forge(cluster: &mut Cluster, command: &Command) {
         "append" => Body::AppendEntries {
             prev_log_index: index,
             prev_log_term: index_term,
-            commit_index: index.plus(1),
+            commit_index: commit.map_or(index.plus(1), Index),
             entries: vec![entry],
         },
         "heartbeat" => Body::Heartbeat { commit_index: index, round: u64::MAX },

@@ -140,6 +140,9 @@ pub(crate) enum Command {
         index_term: u64,
         #[arg(key, optional)]
         entry_term: u64,
+        /// What the sender says is committed: one more than `index` unless it is given.
+        #[arg(key)]
+        commit: Option<u64>,
     },
     /// Hands leadership away.
     Transfer { node: Id },

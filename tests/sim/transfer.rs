@@ -42,7 +42,12 @@ impl World {
         let breaks = self.network.is_cut(from, to) || self.rng.permille(100);
         let wait = self.rng.spread(50_000);
         match bytes.filter(|_| !breaks) {
-            Some(bytes) => {
+            Some(mut bytes) => {
+                if self.rng.permille(20) && !bytes.is_empty() {
+                    // The sender's disk gave back something else than what is on it.
+                    let place = self.rng.below(bytes.len() as u64) as usize;
+                    bytes[place] ^= 1;
+                }
                 self.schedule(wait, Event::SnapshotArrives { from, term, to, bytes, life });
             }
             None => {
