@@ -16,6 +16,7 @@
 //! **More:** `design.md` section 5.
 
 use std::sync::Arc;
+pub(super) use std::sync::atomic::fence;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};

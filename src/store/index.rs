@@ -14,9 +14,9 @@
 //! Buckets are 4 bytes and lie in segments: the first has 64, each further as many as all before it together, and from
 //! 2^20 on all have 2^20. Fresh pages are not touched before they are used, so a new segment costs nothing.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use super::arena::{Arena, ArenaWriter, Offset};
+use super::arena::{Arena, ArenaWriter, Offset, fence};
 use super::records::{self, Node};
 
 /// Makes the buckets of a new arena.

@@ -16,6 +16,10 @@
 //!
 //! **More:** `design.md` section 5.
 
+#[cfg(not(model_check))]
+mod arena;
+#[cfg(model_check)]
+#[path = "arena_model.rs"]
 mod arena;
 mod checkpoint;
 mod files;

@@ -124,7 +124,7 @@ impl Cluster {
         cluster
     }
 
-    fn options(&self, node: usize) -> OpenOptions {
+    pub(crate) fn options(&self, node: usize) -> OpenOptions {
         OpenOptions {
             dir: self.cells[node].dir.clone(),
             disk: Arc::new(self.cells[node].disk.clone()),

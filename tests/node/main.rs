@@ -2,6 +2,7 @@
 //! store and its snapshots, on disks in memory that forget what was not synced.
 
 mod cluster;
+mod restore;
 
 use cluster::{Answer, Cluster};
 use quicraft::proto::client::Refusal;

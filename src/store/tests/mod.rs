@@ -5,6 +5,8 @@ mod golden;
 mod history;
 mod many;
 mod model;
+#[cfg(model_check)]
+mod publication;
 mod sessions;
 mod snapshots;
 

@@ -1,0 +1,151 @@
+//! The arena for the model checker: the same interface, on `loom`'s atomics, so that every order in which a reader may
+//! see the writer's stores is tried. Payloads are cells that loom watches: a read that is not ordered after the write is
+//! an error. Built with `--cfg model_check` only.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use loom::cell::UnsafeCell;
+pub(super) use loom::sync::atomic::fence;
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::Error;
+
+/// A place in the arena in units of 8 bytes; 0 is "nothing".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Offset(pub(super) u32);
+
+impl Offset {
+    /// No record.
+    pub(super) const NULL: Offset = Offset(0);
+
+    pub(super) fn is_null(self) -> bool {
+        self == Offset::NULL
+    }
+}
+
+/// The granularity of offsets.
+pub(super) const UNIT_BYTES: usize = 8;
+
+/// See the module.
+pub(super) struct Arena {
+    halves: Mutex<BTreeMap<usize, Arc<AtomicU32>>>,
+    words: Mutex<BTreeMap<usize, Arc<AtomicU64>>>,
+    payloads: Mutex<BTreeMap<usize, &'static Payload>>,
+    used: AtomicU32,
+    published: AtomicU64,
+    oldest: AtomicU64,
+}
+
+struct Payload {
+    bytes: Box<[u8]>,
+    watched: UnsafeCell<()>,
+}
+
+/// The one handle that may allocate and store.
+pub(super) struct ArenaWriter {
+    arena: Arc<Arena>,
+}
+
+impl Arena {
+    pub(super) fn reserve(_: u64) -> Result<ArenaWriter, Error> {
+        let arena = Arena {
+            halves: Mutex::default(),
+            words: Mutex::default(),
+            payloads: Mutex::default(),
+            used: AtomicU32::new(1),
+            published: AtomicU64::new(0),
+            oldest: AtomicU64::new(0),
+        };
+        Ok(ArenaWriter { arena: Arc::new(arena) })
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        u64::from(self.used.load(Ordering::Relaxed)) * UNIT_BYTES as u64
+    }
+
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        u64::from(u32::MAX)
+    }
+
+    pub(super) fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
+    }
+
+    pub(super) fn oldest(&self) -> u64 {
+        self.oldest.load(Ordering::Acquire)
+    }
+
+    pub(super) fn half(&self, at: Offset, index: usize) -> u32 {
+        self.half_at(at, index).load(Ordering::Acquire)
+    }
+
+    pub(super) fn word(&self, at: Offset, index: usize) -> u64 {
+        self.word_at(at, index).load(Ordering::Acquire)
+    }
+
+    fn half_at(&self, at: Offset, index: usize) -> Arc<AtomicU32> {
+        let mut halves = self.halves.lock().expect("nothing panics under it");
+        let half = halves.entry(at.0 as usize * 2 + index);
+        Arc::clone(half.or_insert_with(|| Arc::new(AtomicU32::new(0))))
+    }
+
+    fn word_at(&self, at: Offset, index: usize) -> Arc<AtomicU64> {
+        let mut words = self.words.lock().expect("nothing panics under it");
+        let word = words.entry(at.0 as usize + index);
+        Arc::clone(word.or_insert_with(|| Arc::new(AtomicU64::new(0))))
+    }
+
+    /// # Safety
+    /// None is needed here: what must hold is checked.
+    pub(super) unsafe fn payload(&self, at: Offset, words: usize, len: usize) -> &[u8] {
+        let payload = self.payloads.lock().expect("nothing panics under it");
+        let payload = *payload.get(&(at.0 as usize + words)).expect("a payload was written there");
+        payload.watched.with(|_| ());
+        &payload.bytes[..len]
+    }
+}
+
+impl ArenaWriter {
+    pub(super) fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    pub(super) fn alloc(&mut self, words: usize, payload: &[&[u8]]) -> Option<Offset> {
+        let bytes: Vec<u8> = payload.concat();
+        let units = words + bytes.len().div_ceil(UNIT_BYTES);
+        let at = self.arena.used.load(Ordering::Relaxed);
+        self.arena.used.store(at + units as u32, Ordering::Relaxed);
+        let payload = Payload { bytes: bytes.into(), watched: UnsafeCell::new(()) };
+        payload.watched.with_mut(|_| ());
+        // Leaked: a test has few, and each execution its own.
+        let payload: &'static Payload = Box::leak(Box::new(payload));
+        let mut payloads = self.arena.payloads.lock().expect("nothing panics under it");
+        payloads.insert(at as usize + words, payload);
+        Some(Offset(at))
+    }
+
+    pub(super) fn set_half(&mut self, at: Offset, index: usize, value: u32) {
+        self.arena.half_at(at, index).store(value, Ordering::Release);
+    }
+
+    pub(super) fn set_word(&mut self, at: Offset, index: usize, value: u64) {
+        self.arena.word_at(at, index).store(value, Ordering::Release);
+    }
+
+    pub(super) fn publish(&mut self, revision: u64) {
+        self.arena.published.store(revision, Ordering::Release);
+    }
+
+    pub(super) fn set_oldest(&mut self, revision: u64) {
+        self.arena.oldest.store(revision, Ordering::Release);
+    }
+
+    pub(super) fn image(&self) -> &[u8] {
+        unreachable!("the model has no image")
+    }
+
+    pub(super) fn restore(&mut self, _: u64) -> Result<&mut [u8], Error> {
+        unreachable!("the model has no image")
+    }
+}
