@@ -42,6 +42,11 @@ struct Payload {
     watched: UnsafeCell<()>,
 }
 
+// SAFETY: the model checker runs one thread at a time, and watches the cell for accesses that are not ordered.
+unsafe impl Sync for Payload {}
+// SAFETY: as above.
+unsafe impl Send for Payload {}
+
 /// The one handle that may allocate and store.
 pub(super) struct ArenaWriter {
     arena: Arc<Arena>,
@@ -85,15 +90,25 @@ impl Arena {
     }
 
     fn half_at(&self, at: Offset, index: usize) -> Arc<AtomicU32> {
-        let mut halves = self.halves.lock().expect("nothing panics under it");
-        let half = halves.entry(at.0 as usize * 2 + index);
-        Arc::clone(half.or_insert_with(|| Arc::new(AtomicU32::new(0))))
+        let halves = self.halves.lock().expect("nothing panics under it");
+        Arc::clone(halves.get(&(at.0 as usize * 2 + index)).expect("it was allocated"))
     }
 
     fn word_at(&self, at: Offset, index: usize) -> Arc<AtomicU64> {
+        let words = self.words.lock().expect("nothing panics under it");
+        Arc::clone(words.get(&(at.0 as usize + index)).expect("it was allocated"))
+    }
+
+    /// Makes what words may be touched as. Here and not when they are: whoever touches them first must not have made
+    /// them.
+    fn make_words(&self, at: usize, count: usize) {
+        let mut halves = self.halves.lock().expect("nothing panics under it");
         let mut words = self.words.lock().expect("nothing panics under it");
-        let word = words.entry(at.0 as usize + index);
-        Arc::clone(word.or_insert_with(|| Arc::new(AtomicU64::new(0))))
+        for unit in at..at + count {
+            words.insert(unit, Arc::new(AtomicU64::new(0)));
+            halves.insert(2 * unit, Arc::new(AtomicU32::new(0)));
+            halves.insert(2 * unit + 1, Arc::new(AtomicU32::new(0)));
+        }
     }
 
     /// # Safety
@@ -116,6 +131,7 @@ impl ArenaWriter {
         let units = words + bytes.len().div_ceil(UNIT_BYTES);
         let at = self.arena.used.load(Ordering::Relaxed);
         self.arena.used.store(at + units as u32, Ordering::Relaxed);
+        self.arena.make_words(at as usize, words);
         let payload = Payload { bytes: bytes.into(), watched: UnsafeCell::new(()) };
         payload.watched.with_mut(|_| ());
         // Leaked: a test has few, and each execution its own.

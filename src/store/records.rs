@@ -141,8 +141,9 @@ impl<'a> Version<'a> {
 
     /// A version further back; `None` from the oldest.
     fn jump(self) -> Option<Version<'a>> {
-        let at = Offset(self.arena.half(self.at, VERSION_JUMP_HALF));
-        self.has_jump().then_some(Version { arena: self.arena, at })
+        // Without a jump the value lies there, or the next record, which may just be written.
+        let at = self.has_jump().then(|| self.arena.half(self.at, VERSION_JUMP_HALF))?;
+        Some(Version { arena: self.arena, at: Offset(at) })
     }
 
     /// How many versions lie before this one.

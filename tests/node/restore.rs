@@ -1,5 +1,7 @@
 //! A new cluster's data directory out of a snapshot: whole, or as if nothing had been done.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
