@@ -29,6 +29,11 @@ fn main() {
     if arguments.iter().any(|argument| argument == "--test") {
         return;
     }
+    if let [first, name, keys] = &arguments[..]
+        && first == others::CHILD
+    {
+        return others::child(name, keys.parse().unwrap());
+    }
     let setting = |name: &str, usual: usize| {
         std::env::var(name).map_or(usual, |value| value.parse().unwrap())
     };

@@ -149,7 +149,11 @@ fn checkpoint(writer: &mut Writer) -> u64 {
 /// Does the work on another thread and puts meanwhile.
 fn beside<T: Send>(writer: &mut Writer, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        let work = scope.spawn(work);
+        let work = scope.spawn(|| {
+            // As the node's checkpoint thread does.
+            rustix::process::setpriority_process(None, 15).unwrap();
+            work()
+        });
         while !work.is_finished() {
             writer.put();
         }

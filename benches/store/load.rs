@@ -4,6 +4,8 @@ use quicraft::proto::command::{Command, Op, Outcome, SessionId};
 use quicraft::store::{Options, Store};
 
 pub(crate) const VALUE_BYTES: usize = 64;
+/// Writes that are applied together.
+const LOT: usize = 64;
 
 /// A store with one session.
 pub(crate) struct Loaded {
@@ -30,6 +32,29 @@ impl Loaded {
         self.store.apply(self.store.revision().next(), &command);
     }
 
+    /// Puts in lots whose keys are brought into the caches together, as the node does.
+    pub(crate) fn put_all(&mut self, numbers: impl Iterator<Item = u64>, value: &[u8]) {
+        let mut numbers = numbers.map(key);
+        loop {
+            let lot: Vec<[u8; 16]> = numbers.by_ref().take(LOT).collect();
+            let commands: Vec<Command<'_>> = lot
+                .iter()
+                .map(|key| {
+                    self.seq += 1;
+                    let (session, seq, op) = (self.session, self.seq, Op::Put { key, value });
+                    Command::Write { session, seq, answered_below: seq, op }
+                })
+                .collect();
+            self.store.warm_up(commands.iter());
+            for command in &commands {
+                self.store.apply(self.store.revision().next(), command);
+            }
+            if lot.len() < LOT {
+                return;
+            }
+        }
+    }
+
     pub(crate) fn compact(&mut self) {
         let below = self.store.revision().0;
         self.store.apply(self.store.revision().next(), &Command::Compact { below });
@@ -40,10 +65,10 @@ pub(crate) fn options() -> Options {
     Options { arena_bytes: 32 << 30, hash_seed: 0x5eed }
 }
 
-/// The 16 bytes of a key; keys ascend with their numbers.
+/// The 16 bytes of a key; keys ascend with their numbers, below 2^24, and differ in their first bytes.
 pub(crate) fn key(number: u64) -> [u8; 16] {
     let mut key = [b'k'; 16];
-    key[8..].copy_from_slice(&number.to_be_bytes());
+    key[..8].copy_from_slice(&(number << 40).to_be_bytes());
     key
 }
 

@@ -197,6 +197,9 @@ struct Checkpointer {
 
 impl Checkpointer {
     fn run(&mut self, slot: &Slot<Job>) {
+        if let Err(error) = rustix::process::setpriority_process(None, CHECKPOINT_NICENESS) {
+            tracing::debug!(%error, "checkpoints do not give way to other threads");
+        }
         while let Some(jobs) = slot.take(Duration::from_secs(3600)) {
             for job in jobs {
                 match job {
@@ -248,5 +251,7 @@ pub fn write_checkpoint(
 const IDLE: Duration = Duration::from_millis(100);
 /// The newest may be damaged, so the one before it stays, with the log after it.
 const SNAPSHOTS_KEPT: usize = 2;
+/// Checkpoints leave the processors to all other threads: on Linux this is a thread's own.
+const CHECKPOINT_NICENESS: i32 = 15;
 /// Checkpoints leave the disk to the log: bytes a second at most.
 const CHECKPOINT_RATE: u64 = 256 << 20;

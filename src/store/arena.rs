@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 use super::Error;
 
@@ -59,6 +59,20 @@ pub(super) struct Arena {
 /// The one handle that may allocate and store. Not `Clone`: that there is one is what makes the arena sound.
 pub(super) struct ArenaWriter {
     arena: Arc<Arena>,
+}
+
+impl Drop for Arena {
+    /// Gives the memory back piece by piece: all at once would hold up every thread that touches a new page.
+    fn drop(&mut self) {
+        let used = Offset(self.used.load(Ordering::Relaxed)).bytes().min(self.map.len());
+        for from in (0..used).step_by(FREE_BYTES) {
+            let len = FREE_BYTES.min(used - from);
+            // SAFETY: the range lies in the map, and nobody can reach its bytes any more: `&mut self`, and all
+            // references to them borrow the arena. What cannot be given back now is so at the end of the map.
+            let _ =
+                unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, len) };
+        }
+    }
 }
 
 impl Arena {
@@ -216,6 +230,8 @@ impl ArenaWriter {
     }
 }
 
+/// Memory that is given back in one go: less than a millisecond's work.
+const FREE_BYTES: usize = 4 << 20;
 /// Room for the root record and a few keys.
 const ARENA_BYTES_MIN: u64 = 64 << 10;
 

@@ -34,6 +34,8 @@ pub struct Checkpoint {
     state_hash: u64,
     /// Bytes of the arena in use.
     used_bytes: u64,
+    /// Keys that exist.
+    keys: u64,
 }
 
 /// A compacted image that can take the place of the arena it was made from.
@@ -78,6 +80,7 @@ impl Store {
             revision: self.revision,
             state_hash: self.state_hash,
             used_bytes: self.bytes(),
+            keys: self.keys(),
         }
     }
 
@@ -175,7 +178,7 @@ impl Checkpoint {
     /// A new arena with what is readable at the revision.
     fn compact(&self, pace: &Pace) -> Result<Tree, Error> {
         let seed = records::seed(&self.arena);
-        let mut tree = Tree::new(self.options.arena_bytes, seed)?;
+        let mut tree = Tree::with_room(self.options.arena_bytes, seed, self.keys)?;
         let mut next = skiplist::first(&self.arena);
         let mut steps = 0_usize;
         let mut kept = Vec::new();

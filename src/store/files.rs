@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Error;
 use crate::disk::{Disk, File};
@@ -26,12 +26,16 @@ impl Pace {
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    /// Waits as long as `bytes` may take. The time that writing took comes on top: it is a bound, not an aim.
-    fn spend(&self, bytes: usize) -> Result<(), Error> {
+    /// Waits until `bytes` more may be written, of which `next` says when the last ones were used up.
+    fn spend(&self, bytes: usize, next: &mut Option<Instant>) -> Result<(), Error> {
         self.check()?;
         if let Some(rate) = self.bytes_per_second.filter(|&rate| rate > 0) {
+            let now = Instant::now();
+            // What was not used before is not made up for: a bound, not an aim.
+            let begin = next.map_or(now, |next| next.max(now));
             let nanos = (bytes as u64).saturating_mul(1_000_000_000) / rate;
-            std::thread::sleep(Duration::from_nanos(nanos));
+            *next = Some(begin + Duration::from_nanos(nanos));
+            std::thread::sleep(begin - now);
         }
         Ok(())
     }
@@ -84,6 +88,7 @@ pub(super) struct NewFile {
     file: Arc<dyn File>,
     temporary: PathBuf,
     pace: Pace,
+    next: Option<Instant>,
     offset: u64,
     unsynced: usize,
     published: bool,
@@ -95,12 +100,21 @@ impl NewFile {
         let temporary = dir.path.join(format!("{name}{TEMPORARY}"));
         let file = dir.disk.create(&temporary)?;
         let dir = dir.clone();
-        Ok(NewFile { dir, file, temporary, pace, offset: 0, unsynced: 0, published: false })
+        Ok(NewFile {
+            dir,
+            file,
+            temporary,
+            pace,
+            next: None,
+            offset: 0,
+            unsynced: 0,
+            published: false,
+        })
     }
 
     /// Adds to the end.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.pace.spend(bytes.len())?;
+        self.pace.spend(bytes.len(), &mut self.next)?;
         self.file.write_at(self.offset, bytes)?;
         self.offset += bytes.len() as u64;
         self.unsynced += bytes.len();

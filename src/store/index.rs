@@ -26,6 +26,16 @@ pub(super) fn init(writer: &mut ArenaWriter) {
     records::set_segment(writer, 0, at);
 }
 
+/// Makes room for `keys` at once, in an arena that holds none and that nobody reads yet: adding them then splits nothing.
+pub(super) fn reserve(writer: &mut ArenaWriter, keys: u64) {
+    let wanted = (keys * LOAD_BUCKETS).div_ceil(LOAD_KEYS).min(u64::from(BUCKETS_MAX)) as u32;
+    let mut count = FIRST_BUCKETS;
+    while count < wanted && grow(writer, count) {
+        count += 1;
+    }
+    records::set_split_sequence(writer, 2 * (count - FIRST_BUCKETS));
+}
+
 /// What a look-up found out.
 pub(super) enum Found<'a> {
     /// The key's node.
@@ -54,10 +64,11 @@ pub(super) fn find<'a>(arena: &'a Arena, key: &[u8]) -> Found<'a> {
 }
 
 /// Touches what [`find`] will touch for these keys, and the newest versions. The loads of one key wait for each other,
-/// those of different keys do not: a group costs little more than one key.
-pub(super) fn warm_up<'k>(arena: &Arena, keys: impl Iterator<Item = &'k [u8]>) {
-    let count = buckets(records::split_sequence(arena));
-    let mut keys = keys.map(|key| bucket_of(records::key_hash(arena, key), count));
+/// those of different keys do not: a group costs little more than one key. If the keys are to be written, also what new ones need.
+pub(super) fn warm_up<'k>(arena: &Arena, keys: impl Iterator<Item = &'k [u8]>, writes: bool) {
+    let mut count = buckets(records::split_sequence(arena));
+    let now = count;
+    let mut keys = keys.map(|key| bucket_of(records::key_hash(arena, key), now));
     loop {
         let mut places = [0; WARM_UP_GROUP];
         let mut len = 0;
@@ -68,6 +79,11 @@ pub(super) fn warm_up<'k>(arena: &Arena, keys: impl Iterator<Item = &'k [u8]>) {
         let places = &mut places[..len];
         places.iter_mut().for_each(|place| *place = head(arena, *place).0);
         let (mut nexts, mut touched) = ([0; WARM_UP_GROUP], 0);
+        // Where a bucket is empty a key is new, and new keys split buckets.
+        if writes && places.contains(&0) {
+            touched ^= touch_next_splits(arena, count, len);
+            count += len as u32;
+        }
         for (place, next) in places.iter_mut().zip(&mut nexts) {
             let Some(node) = Node::at(arena, Offset(*place)) else { continue };
             (*place, *next) = (node.newest_offset().0, node.next_in_bucket().0);
@@ -85,6 +101,19 @@ pub(super) fn warm_up<'k>(arena: &Arena, keys: impl Iterator<Item = &'k [u8]>) {
             return;
         }
     }
+}
+
+/// Touches the keys in the buckets that are split next.
+fn touch_next_splits(arena: &Arena, count: u32, splits: usize) -> u32 {
+    let mut touched = 0;
+    let from = count - (1 << count.ilog2());
+    for bucket in (from..count).take(splits) {
+        if let Some(node) = Node::at(arena, head(arena, bucket)) {
+            touched ^= node.next_in_bucket().0;
+            touched ^= node.key().last().copied().map_or(0, u32::from);
+        }
+    }
+    touched
 }
 
 /// Adds the node of a new key; `keys` is the number of nodes with it.
@@ -112,32 +141,28 @@ fn split(writer: &mut ArenaWriter, count: u32) {
     fence(Ordering::Release);
     let level = count.ilog2();
     let from = count - (1 << level);
-    let arena = std::sync::Arc::clone(writer.arena());
-    let (mut stay, mut go) = (Vec::new(), Vec::new());
-    let mut at = head(&arena, from);
-    while let Some(node) = Node::at(&arena, at) {
-        let moves = bucket_of(records::key_hash(&arena, node.key()), count + 1) == count;
-        if moves {
-            go.push(at)
-        } else {
-            stay.push(at)
-        }
-        at = node.next_in_bucket();
+    let mut ends = [(from, None), (count, None)];
+    let mut at = head(writer.arena(), from);
+    while let Some(node) = Node::at(writer.arena(), at) {
+        let (next, hash) = (node.next_in_bucket(), records::key_hash(writer.arena(), node.key()));
+        assert!(next < at, "chains go from later to earlier nodes");
+        let moves = bucket_of(hash, count + 1) == count;
+        append(writer, &mut ends[usize::from(moves)], at);
+        at = next;
     }
-    chain(writer, count, &go);
-    chain(writer, from, &stay);
+    for end in &mut ends {
+        append(writer, end, Offset::NULL);
+    }
     records::set_split_sequence(writer, sequence + 2);
 }
 
-/// Makes `nodes`, latest first, the chain of `bucket`.
-fn chain(writer: &mut ArenaWriter, bucket: u32, nodes: &[Offset]) {
-    let mut next = Offset::NULL;
-    for &node in nodes.iter().rev() {
-        assert!(next < node, "chains go from later to earlier nodes");
-        records::set_next_in_bucket(writer, node, next);
-        next = node;
+/// Adds a node to a bucket's chain that is being made, after its last node if it has one.
+fn append(writer: &mut ArenaWriter, (bucket, last): &mut (u32, Option<Offset>), node: Offset) {
+    match *last {
+        None => set_head(writer, *bucket, node),
+        Some(last) => records::set_next_in_bucket(writer, last, node),
     }
-    set_head(writer, bucket, next);
+    *last = Some(node);
 }
 
 /// Makes the segment of `bucket` if it is the first in it; whether there was room.
@@ -202,9 +227,9 @@ const SEGMENT_BUCKETS_MAX: u32 = 1 << 20;
 const SEGMENTS_GROWING: u32 = SEGMENT_BUCKETS_MAX.ilog2() - FIRST_BUCKETS.ilog2() + 1;
 /// More keys than 32 GiB can hold.
 const BUCKETS_MAX: u32 = 1 << 29;
-/// At most 3 keys for 4 buckets.
+/// At most 3 keys for 2 buckets: fewer cost a split for nearly every new key, more a step for every second look-up.
 const LOAD_KEYS: u64 = 3;
-const LOAD_BUCKETS: u64 = 4;
+const LOAD_BUCKETS: u64 = 2;
 
 const _: () = assert!(
     SEGMENTS_GROWING + BUCKETS_MAX / SEGMENT_BUCKETS_MAX - 1 <= records::SEGMENTS_MAX as u32

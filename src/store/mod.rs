@@ -175,7 +175,7 @@ impl Store {
             | Command::OpenSession
             | Command::CloseSession(_) => None,
         });
-        index::warm_up(self.tree.arena(), keys);
+        index::warm_up(self.tree.arena(), keys, true);
     }
 
     /// Passes the entry at `index`, which has no command.

@@ -99,7 +99,7 @@ impl Reader {
 
     /// Brings what [`Reader::get`] will touch for these keys into the processor's caches, all of it at once.
     pub fn warm_up<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
-        index::warm_up(&self.arena, keys);
+        index::warm_up(&self.arena, keys, false);
     }
 
     /// The keys of `range` at revision `at`, in order. The cost of the first row is a search, of each further one a

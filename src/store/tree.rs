@@ -61,6 +61,13 @@ impl Tree {
         Ok(Tree { writer, tail, counts: Counts::default(), journal: None })
     }
 
+    /// A tree that will have `keys` keys.
+    pub(super) fn with_room(arena_bytes: u64, hash_seed: u64, keys: u64) -> Result<Tree, Error> {
+        let mut tree = Tree::new(arena_bytes, hash_seed)?;
+        index::reserve(&mut tree.writer, keys);
+        Ok(tree)
+    }
+
     /// The tree of an image.
     pub(super) fn of_image(writer: ArenaWriter, counts: Counts) -> Tree {
         let tail = Tail::find(writer.arena());
