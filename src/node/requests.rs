@@ -154,8 +154,9 @@ impl Node {
         if before + op.value_bytes() > self.about.value_bytes_max {
             return Err(Refusal::TooLarge { limit: self.about.value_bytes_max as u64 });
         }
-        // While leadership moves to a node that has room, the client is sent there.
-        let is_full = self.room != Room::Ample && self.raft.heir().is_none();
+        // While leadership moves to a node that has room, and from then on, the client is sent there.
+        let leads_on = self.raft.role() == RoleKind::Leader && self.raft.heir().is_none();
+        let is_full = self.room != Room::Ample && leads_on;
         if is_full && self.room == Room::None {
             return Err(Refusal::NoSpace);
         }
