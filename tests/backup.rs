@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-use harness::{Cluster, until};
+use harness::{Cluster, START_TRIES, until};
 use quicraft::client::{Client, ScanRequest};
 
 fn text(output: &Output) -> String {
@@ -30,6 +30,27 @@ async fn rows(client: &Client) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 fn inspected(cluster: &Cluster, file: &str) -> serde_json::Value {
     serde_json::from_str(&text(&cluster.cli(&["snapshot", "inspect", file, "-o", "json"]))).unwrap()
+}
+
+/// A new cluster of three from the other one's backup.
+async fn restored(other: &Cluster) -> Cluster {
+    for _ in 0..START_TRIES {
+        let mut cluster = Cluster::prepare_empty(3, "");
+        fs::copy(other.path("backup.snap"), cluster.path("backup.snap")).unwrap();
+        for node in 1..=3 {
+            let config = format!("n{node}.toml");
+            let args = ["snapshot", "restore", "backup.snap", "--config", &config];
+            text(&cluster.cli(&args));
+            let again = cluster.cli(&args);
+            assert_eq!(again.status.code(), Some(4), "a directory in use is not restored into");
+        }
+        (0..3).for_each(|node| cluster.spawn(node));
+        // Another process may take a free port before the node does.
+        if cluster.leader_or_exit().await {
+            return cluster;
+        }
+    }
+    panic!("no cluster started in {START_TRIES} tries");
 }
 
 #[tokio::test]
@@ -58,16 +79,7 @@ async fn a_backup_is_of_what_was_acknowledged_and_a_new_cluster_goes_on_from_it(
     let mut expected = rows(&client).await;
     assert_eq!(about["keys"].as_u64().unwrap(), expected.len() as u64);
 
-    let mut second = Cluster::prepare_empty(3, "");
-    fs::copy(cluster.path("backup.snap"), second.path("backup.snap")).unwrap();
-    for node in 1..=3 {
-        let config = format!("n{node}.toml");
-        text(&second.cli(&["snapshot", "restore", "backup.snap", "--config", &config]));
-        let again = second.cli(&["snapshot", "restore", "backup.snap", "--config", &config]);
-        assert_eq!(again.status.code(), Some(4), "a directory in use is not restored into");
-    }
-    (0..3).for_each(|node| second.spawn(node));
-    second.leader().await;
+    let mut second = restored(&cluster).await;
     let client = second.client().await;
     let mut found = rows(&client).await;
     expected.remove(&b"busy"[..]);

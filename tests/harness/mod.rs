@@ -23,7 +23,7 @@ pub const QUICRAFT: &str = env!("CARGO_BIN_EXE_quicraft");
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 /// Another process may take a free port before the node does.
-const START_TRIES: usize = 3;
+pub const START_TRIES: usize = 3;
 
 /// A cluster; all its processes end when it is dropped. Nodes count from 0 here; node 0 is called `n1` and has id 1.
 pub struct Cluster {
@@ -103,7 +103,7 @@ impl Cluster {
     }
 
     /// Whether the cluster has a leader (true), or a node ended at its start because a port was gone (false).
-    async fn leader_or_exit(&mut self) -> bool {
+    pub async fn leader_or_exit(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if self.leader_now().await.is_some() {
