@@ -360,7 +360,7 @@ impl File for MemFile {
         Ok(lock(&self.state).content(self.id).now.len() as u64)
     }
 
-    fn allocate(&self, bytes: u64) -> Result<()> {
+    fn allocate(&self, bytes: u64, _access: Access) -> Result<()> {
         lock(&self.state).grow(&self.path, self.id, bytes)?;
         File::sync(self)
     }

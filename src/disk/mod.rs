@@ -8,7 +8,7 @@
 //! **What always holds.**
 //! - Reads and writes name their offset: there is no cursor that two threads could fight over.
 //! - A name is durable only after [`Disk::sync_dir`] of its directory, bytes only after [`File::sync`] (or
-//!   [`Map::sync`] of their range). Nothing here syncs on its own but [`File::allocate`].
+//!   [`Map::sync`] of their range). Nothing here syncs on its own but [`File::allocate`] and [`File::write_durable`].
 //! - Files are 0600, directories 0700, and a symbolic link in the last place of a path is never followed.
 //! - A failed sync is not retried here, and no caller may retry it: after one failure the kernel may report success for
 //!   pages that it dropped.
@@ -20,6 +20,7 @@
 //!
 //! **More.** The log's assumptions about the medium: [`crate::wal`].
 
+mod blocks;
 mod bus;
 mod map;
 mod memory;
@@ -30,6 +31,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use blocks::Blocks;
 pub use bus::{EXIT_BUS, explain_bus_errors};
 pub use memory::{Fate, MemDisk};
 pub use os::OsDisk;
@@ -119,16 +121,26 @@ pub trait File: Debug + Send + Sync {
     fn sync(&self) -> Result<()>;
     /// The length in bytes.
     fn bytes(&self) -> Result<u64>;
-    /// Grows an empty file to `bytes` zeros on real blocks and syncs them.
+    /// Grows an empty file to `bytes` zeros on real blocks and syncs them. `access` says what its map will be for: what
+    /// is stored through it should be in the system's cache, what is written with [`File::write_durable`] need not.
     ///
     /// # Errors
     /// [`Error::NoSpace`] when they do not fit; the caller removes the file.
-    fn allocate(&self, bytes: u64) -> Result<()>;
+    fn allocate(&self, bytes: u64, access: Access) -> Result<()>;
+    /// Writes `blocks`, whose place and length are multiples of [`BLOCK_BYTES`], and makes them durable: past the
+    /// system's cache for a file that was allocated so and bytes that lie as in [`Blocks`]. A failure is final.
+    fn write_durable(&self, offset: u64, blocks: &[u8]) -> Result<()> {
+        self.write_at(offset, blocks)?;
+        self.sync()
+    }
     /// Drops what the system caches of this file, as far as it is synced, so that reads come from the device.
     fn forget_cache(&self) -> Result<()>;
     /// The file's present extent as shared memory; it shows every later write.
     fn map(&self, access: Access) -> Result<Arc<dyn Map>>;
 }
+
+/// What is written at a time past the system's cache.
+pub const BLOCK_BYTES: usize = 4096;
 
 /// What a map may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,12 +4,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 
 use super::map::OsMap;
-use super::{Access, Disk, Error, File, Lock, Map, Result};
+use super::{Access, BLOCK_BYTES, Blocks, Disk, Error, File, Lock, Map, Result};
 
 /// The disk of this machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,12 +90,14 @@ impl Lock for OsLock {}
 struct OsFile {
     file: fs::File,
     path: PathBuf,
+    /// The same file, past the system's cache (O_DIRECT, O_DSYNC); `None` if the file system cannot.
+    direct: OnceLock<Option<fs::File>>,
 }
 
 impl OsFile {
     fn open(path: &Path, op: &'static str, options: &mut fs::OpenOptions) -> Result<Arc<dyn File>> {
         let file = system_open(path, options).map_err(|e| Error::from_io(op, path, e))?;
-        Ok(Arc::new(OsFile { file, path: path.to_owned() }))
+        Ok(Arc::new(OsFile { file, path: path.to_owned(), direct: OnceLock::new() }))
     }
 
     fn fail(&self, op: &'static str) -> impl Fn(io::Error) -> Error + '_ {
@@ -123,28 +125,37 @@ impl File for OsFile {
         Ok(self.file.metadata().map_err(self.fail("stat"))?.len())
     }
 
-    fn allocate(&self, bytes: u64) -> Result<()> {
+    fn allocate(&self, bytes: u64, access: Access) -> Result<()> {
         assert!(bytes > 0, "allocating nothing");
         match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
             // Without fallocate the writes below find out about the space.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(e) => return Err(self.fail("allocate")(e.into())),
         }
-        // Reserved blocks still count as unwritten: each is written, so that an append later changes no metadata. Page
-        // by page, since a longer write leaves a large folio in the cache, all of which an append would write again;
-        // and synced in steps, so that whoever syncs another file meanwhile waits for one step and not for all of it.
-        let zeros = [0; PAGE_BYTES];
-        let mut offset = 0;
-        while offset < bytes {
-            let part = (bytes - offset).min(PAGE_BYTES as u64);
-            self.write_at(offset, &zeros[..part as usize])?;
-            offset += part;
-            if offset.is_multiple_of(ALLOCATE_STEP_BYTES) {
-                // Of these zeros nothing depends yet: a device that has no room for them is merely full.
-                self.file.sync_data().map_err(self.fail("sync"))?;
-            }
+        // Reserved blocks still count as unwritten: each is written, so that an append later changes no metadata.
+        if access == Access::ReadWrite || !self.zero_directly(bytes)? {
+            self.zero(bytes)?;
         }
         self.file.sync_all().map_err(self.fail("sync"))
+    }
+
+    fn write_durable(&self, offset: u64, blocks: &[u8]) -> Result<()> {
+        let is_whole = |bytes: u64| bytes.is_multiple_of(BLOCK_BYTES as u64);
+        assert!(is_whole(offset) && is_whole(blocks.len() as u64), "no whole blocks at {offset}");
+        match self.direct.get() {
+            Some(Some(direct)) if blocks.as_ptr().align_offset(BLOCK_BYTES) == 0 => {
+                let failed = |source| Error::Io {
+                    op: "write and sync",
+                    path: self.path.clone(),
+                    source: Arc::new(source),
+                };
+                direct.write_all_at(blocks, offset).map_err(failed)
+            }
+            Some(_) | None => {
+                self.write_at(offset, blocks)?;
+                self.sync()
+            }
+        }
     }
 
     fn forget_cache(&self) -> Result<()> {
@@ -157,9 +168,60 @@ impl File for OsFile {
     }
 }
 
+impl OsFile {
+    /// Writes zeros through the cache. Page by page, since a longer write leaves a large folio in the cache, all of which
+    /// an append would write again; and synced in steps, so that whoever syncs another file meanwhile waits for one step
+    /// and not for all of it.
+    fn zero(&self, bytes: u64) -> Result<()> {
+        let zeros = [0; BLOCK_BYTES];
+        let mut offset = 0;
+        while offset < bytes {
+            let part = (bytes - offset).min(BLOCK_BYTES as u64);
+            self.write_at(offset, &zeros[..part as usize])?;
+            offset += part;
+            if offset.is_multiple_of(ALLOCATE_STEP_BYTES) {
+                // Of these zeros nothing depends yet: a device that has no room for them is merely full.
+                self.file.sync_data().map_err(self.fail("sync"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes zeros past the cache, which costs neither its pages nor a copy, and opens the way for later writes; false if
+    /// the file system cannot.
+    fn zero_directly(&self, bytes: u64) -> Result<bool> {
+        let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECT | OFlags::DSYNC).bits();
+        let opened = fs::OpenOptions::new().write(true).custom_flags(flags as i32).open(&self.path);
+        let direct = match opened {
+            Ok(direct) if bytes.is_multiple_of(BLOCK_BYTES as u64) => direct,
+            Ok(_) | Err(_) => {
+                self.direct.get_or_init(|| None);
+                return Ok(false);
+            }
+        };
+        let mut zeros = Blocks::default();
+        zeros.extend(&vec![0; bytes.min(ALLOCATE_STEP_BYTES) as usize]);
+        let zeros = zeros.padded();
+        let mut offset = 0;
+        while offset < bytes {
+            let part = (bytes - offset).min(zeros.len() as u64);
+            match direct.write_all_at(&zeros[..part as usize], offset) {
+                Ok(()) => offset += part,
+                // The device may want larger blocks.
+                Err(error) if offset == 0 && error.kind() == io::ErrorKind::InvalidInput => {
+                    self.direct.get_or_init(|| None);
+                    return Ok(false);
+                }
+                Err(error) => return Err(self.fail("write zeros to")(error)),
+            }
+        }
+        self.direct.get_or_init(|| Some(direct));
+        Ok(true)
+    }
+}
+
 /// What is written between two syncs while a file is allocated.
 const ALLOCATE_STEP_BYTES: u64 = 1 << 20;
-const PAGE_BYTES: usize = 4096;
 
 fn system_open(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
     let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW).bits() as i32;

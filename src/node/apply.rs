@@ -68,7 +68,7 @@ impl Node {
         output.unread.append(&mut self.store.take_unread());
         let applied = self.store.revision();
         let is_suspect = self.snapshots.is_suspect;
-        let is_long = self.snapshots.log_bytes >= self.about.snapshot_log_bytes;
+        let is_long = self.snapshots.log_bytes >= self.snapshot_interval();
         let is_wanted = !self.snapshots.wanted.is_empty();
         let is_needed = is_long || is_suspect || is_wanted || self.should_compact();
         if self.snapshots.running || !is_needed {
@@ -89,6 +89,13 @@ impl Node {
         });
     }
 
+    /// Bytes of log that make a snapshot due. One costs what the store holds, so it waits for twice as much log, up to what
+    /// a restart has time to read.
+    fn snapshot_interval(&self) -> u64 {
+        let (least, held) = (self.about.snapshot_log_bytes, self.snapshots.store_bytes);
+        held.saturating_mul(2).clamp(least, least.saturating_mul(SNAPSHOT_LOG_MAX))
+    }
+
     /// Tells those who wait for a snapshot that it is there.
     pub(super) fn answer_saves(&mut self, replies: &mut dyn Replies) {
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
@@ -104,16 +111,17 @@ impl Node {
         }
     }
 
-    /// Whether the store has grown so much that it is time to leave behind what is dead: twice its size, or half of the
-    /// room that was left; or whether much of it is dead since more history was given up.
+    /// Whether it is time to leave behind what is dead. Nothing is before some history was given up; then it is time if
+    /// the store has doubled, or has taken half of the room that was left, or is large and much of it is dead.
     fn should_compact(&self) -> bool {
+        if self.store.oldest() <= self.snapshots.oldest {
+            return false;
+        }
         let (bytes, max) = (self.store.bytes(), self.about.store_bytes_max);
         let before = self.snapshots.store_bytes;
         let room = max.saturating_sub(before);
         let allowed = (before + COMPACT_BYTES_MIN).min((room / 2).max(max / 64));
-        let is_pressed = bytes > max / 2
-            && self.store.oldest() > self.snapshots.oldest
-            && self.store.dead_bytes() > max / 16;
+        let is_pressed = bytes > max / 2 && self.store.dead_bytes() > max / 16;
         bytes.saturating_sub(before) >= allowed || is_pressed
     }
 
@@ -155,7 +163,8 @@ impl Node {
     /// The log stays for followers that were heard lately and lag, as long as it is not too long: entries catch them
     /// up at less cost than a snapshot.
     fn needed_after(&self) -> Index {
-        let is_long = self.raft.log_bytes() > LAGGARDS_LOG_MAX * self.about.snapshot_log_bytes;
+        let is_long =
+            self.raft.log_bytes() > self.snapshot_interval().saturating_mul(LAGGARDS_LOG_MAX);
         let followers =
             self.raft.followers().into_iter().filter(|&(_, _, alive)| alive && !is_long);
         followers.map(|(_, index, _)| index).min().unwrap_or(Index(u64::MAX))
@@ -210,5 +219,7 @@ const APPLY_BYTES: usize = 8 << 20;
 
 /// A store that has grown by less is not worth a compaction.
 const COMPACT_BYTES_MIN: u64 = 64 << 20;
+/// How much log a large store waits for before it is written again, in units of what makes a small one's snapshot due.
+const SNAPSHOT_LOG_MAX: u64 = 4;
 /// How much log stays for followers that lag, in units of what makes a new snapshot due.
 const LAGGARDS_LOG_MAX: u64 = 4;

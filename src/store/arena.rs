@@ -161,6 +161,17 @@ impl Arena {
 }
 
 impl ArenaWriter {
+    /// Huge pages for the first `len` bytes, and for no more than that: an image is made off the writer's thread, where
+    /// the time that such a page takes disturbs nobody, and then a miss of the translation cache is rarer.
+    pub(super) fn expect_image(&mut self, len: u64) {
+        let map = &self.arena.map;
+        let len = (len as usize).min(map.len()) / HUGE_BYTES * HUGE_BYTES;
+        let rest = map.len() - len;
+        // A kernel without them refuses: that is as good.
+        let _ = map.advise_range(Advice::HugePage, 0, len);
+        let _ = map.advise_range(Advice::NoHugePage, len, rest);
+    }
+
     /// The shared half.
     pub(super) fn arena(&self) -> &Arc<Arena> {
         &self.arena
@@ -222,6 +233,7 @@ impl ArenaWriter {
             return Err(Error::ArenaTooSmall { bytes: capacity, needed: len });
         }
         assert_eq!(len % UNIT_BYTES as u64, 0, "an image is whole units");
+        self.expect_image(len);
         let arena =
             Arc::get_mut(&mut self.arena).expect("an arena is restored before it is shared");
         let units = u32::try_from(len / UNIT_BYTES as u64).expect("at most the capacity");
@@ -233,6 +245,8 @@ impl ArenaWriter {
 
 /// Memory that is given back in one go: less than a millisecond's work.
 const FREE_BYTES: usize = 4 << 20;
+/// A huge page of most processors.
+const HUGE_BYTES: usize = 2 << 20;
 /// Room for the root record and a few keys.
 const ARENA_BYTES_MIN: u64 = 64 << 10;
 

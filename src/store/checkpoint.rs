@@ -178,7 +178,7 @@ impl Checkpoint {
     /// A new arena with what is readable at the revision.
     fn compact(&self, pace: &Pace) -> Result<Tree, Error> {
         let seed = records::seed(&self.arena);
-        let mut tree = Tree::with_room(self.options.arena_bytes, seed, self.keys)?;
+        let mut tree = Tree::with_room(self.options.arena_bytes, seed, self.keys, self.used_bytes)?;
         let mut next = skiplist::first(&self.arena);
         let mut steps = 0_usize;
         let mut kept = Vec::new();
@@ -194,6 +194,7 @@ impl Checkpoint {
             }
             next = node.next();
         }
+        tree.is_complete();
         Ok(tree)
     }
 

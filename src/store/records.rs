@@ -151,12 +151,15 @@ impl<'a> Version<'a> {
         if self.has_jump() { self.arena.half(self.at, VERSION_DEPTH_HALF) } else { 0 }
     }
 
-    /// Where the jump of a version that follows this one goes.
+    /// Where the jump of a version that follows this one goes. Two times in three that is known without a look at any
+    /// other version, which would be a miss of every cache.
     fn jump_of_next(self) -> Version<'a> {
-        let Some(jump) = self.jump() else { return self };
-        let second = jump.jump().unwrap_or(jump);
-        let is_even = self.depth() - jump.depth() == jump.depth() - second.depth();
-        if is_even { second } else { self }
+        if jump_length(self.depth() + 1) == 1 {
+            return self;
+        }
+        let jump =
+            self.jump().expect("only the first version has none, and the jump after it is short");
+        jump.jump().unwrap_or(jump)
     }
 
     /// What it says beside its value.
@@ -207,6 +210,20 @@ impl<'a> Version<'a> {
 
     fn meta(self) -> u32 {
         self.arena.half(self.at, VERSION_META_HALF)
+    }
+}
+
+/// How far the version with so many before it jumps: the last weight of that number in the skew-binary system, whose
+/// weights are 1, 3, 7, 15 and so on (Myers, "An applicative random-access stack", 1983). So any version is reached in a
+/// logarithmic number of steps.
+fn jump_length(depth: u32) -> u32 {
+    let mut rest = depth;
+    loop {
+        let weight = u32::MAX >> (rest + 1).leading_zeros() >> 1;
+        rest -= weight;
+        if rest == 0 {
+            return weight;
+        }
     }
 }
 
@@ -358,3 +375,23 @@ const LEN_MASK: u32 = (1 << 28) - 1;
 
 const _: () = assert!(KEY_BYTES_MAX <= 0xffff);
 const _: () = assert!(VALUE_BYTES_CEILING <= LEN_MASK as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jumps_are_those_of_the_stack_with_random_access() {
+        // The rule by its definition: two jumps of one length behind each other become one over both.
+        let mut jumps = vec![0_u32, 0];
+        for depth in 2..100_000 {
+            let before = depth - 1;
+            let jump = jumps[before as usize];
+            let second = jumps[jump as usize];
+            jumps.push(if before - jump == jump - second { second } else { before });
+        }
+        for (depth, jump) in (0_u32..).zip(jumps).skip(1) {
+            assert_eq!(depth - jump_length(depth), jump, "depth {depth}");
+        }
+    }
+}

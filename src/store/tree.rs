@@ -61,11 +61,22 @@ impl Tree {
         Ok(Tree { writer, tail, counts: Counts::default(), journal: None })
     }
 
-    /// A tree that will have `keys` keys.
-    pub(super) fn with_room(arena_bytes: u64, hash_seed: u64, keys: u64) -> Result<Tree, Error> {
+    /// A tree that will have `keys` keys and take at most `bytes`; see [`Tree::is_complete`].
+    pub(super) fn with_room(
+        arena_bytes: u64,
+        hash_seed: u64,
+        keys: u64,
+        bytes: u64,
+    ) -> Result<Tree, Error> {
         let mut tree = Tree::new(arena_bytes, hash_seed)?;
+        tree.writer.expect_image(bytes);
         index::reserve(&mut tree.writer, keys);
         Ok(tree)
+    }
+
+    /// What comes now comes on the writer's thread.
+    pub(super) fn is_complete(&mut self) {
+        self.writer.expect_image(self.arena().used_bytes());
     }
 
     /// The tree of an image.

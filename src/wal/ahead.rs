@@ -39,11 +39,11 @@ impl Plan {
 
     fn make(&self, path: &Path) -> Result<Blank, Error> {
         let file = self.disk.create(path)?;
-        file.allocate(self.bytes)?;
         let access = match self.io {
             LogIo::Write => Access::Read,
             LogIo::Map => Access::ReadWrite,
         };
+        file.allocate(self.bytes, access)?;
         let map = file.map(access)?;
         Ok(Blank { path: path.to_owned(), file, map, bytes: self.bytes })
     }

@@ -27,7 +27,7 @@ use super::format::{crc, u32_at, u64_at};
 use super::segment::parse_name;
 use super::writer::Extent;
 use super::{Error, Identity};
-use crate::disk::{Disk, File};
+use crate::disk::{Access, Disk, File};
 use crate::raft::{HardState, NodeId, Term};
 
 const MAGIC: &[u8; 8] = b"QCWALMRK";
@@ -169,7 +169,7 @@ impl MarkFile {
     pub(super) fn create(disk: &dyn Disk, dir: &Path, mark: Mark) -> Result<MarkFile, Error> {
         let temporary = dir.join("wal.mark.tmp");
         let file = disk.create(&temporary)?;
-        file.allocate(2 * SLOT_BYTES as u64)?;
+        file.allocate(2 * SLOT_BYTES as u64, Access::ReadWrite)?;
         file.write_at(0, &mark.encode())?;
         file.sync()?;
         disk.rename(&temporary, &mark_path(dir))?;

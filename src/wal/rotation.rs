@@ -4,8 +4,9 @@ use super::ahead::{Ahead, Blank, Plan};
 use super::format::{Codec, Kind, encode_vote, mix};
 use super::scan::Tail;
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, mending_path, segment_path};
-use super::writer::{Active, Extent, Writer};
+use super::writer::{Active, BUFFER_BYTES_KEPT, Extent, Writer};
 use super::{Error, Place, SegmentMap};
+use crate::disk::{BLOCK_BYTES, Blocks};
 use crate::raft::HardState;
 
 impl Writer {
@@ -32,7 +33,7 @@ impl Writer {
     /// name with everything that it repeats: hard state, snapshot mark and position, all durable.
     pub(super) fn rotate(&mut self, bytes_min: usize) -> Result<bool, Error> {
         let needed =
-            (SEGMENT_HEADER_BYTES + OPENING_BYTES + bytes_min).next_multiple_of(4096) as u64;
+            (SEGMENT_HEADER_BYTES + OPENING_BYTES + bytes_min).next_multiple_of(BLOCK_BYTES) as u64;
         let blank = match self.ahead.take().filter(|blank| blank.bytes >= needed) {
             Some(blank) => blank,
             None => match self.plan(needed.max(self.options.segment_bytes)).carry_out() {
@@ -57,7 +58,8 @@ impl Writer {
     /// [`Error::NoSpace`] and what else the disk says.
     pub(super) fn begin(&mut self, tail: &[Tail], hard: HardState) -> Result<Vec<Place>, Error> {
         let carried: usize = tail.iter().map(|record| record.head.record_bytes()).sum();
-        let needed = (SEGMENT_HEADER_BYTES + OPENING_BYTES + carried).next_multiple_of(4096) as u64;
+        let needed =
+            (SEGMENT_HEADER_BYTES + OPENING_BYTES + carried).next_multiple_of(BLOCK_BYTES) as u64;
         let blank = self.plan(needed.max(self.options.segment_bytes)).carry_out()?;
         let places = self.enter(blank, tail)?;
         self.hard = hard;
@@ -97,8 +99,10 @@ impl Writer {
             self.last_ordinal += 1;
             places.push(Place { segment: seq, offset: offset as u32 });
         }
-        blank.file.write_at(0, &buffer)?;
-        blank.file.sync()?;
+        let mut blocks = Blocks::default();
+        blocks.extend(&buffer);
+        blank.file.write_durable(0, blocks.padded())?;
+        blocks.keep_last(BUFFER_BYTES_KEPT);
         let path = match self.is_mending {
             true => mending_path(&self.dir, seq),
             false => segment_path(&self.dir, seq),
@@ -120,6 +124,7 @@ impl Writer {
             map: blank.map,
             end: buffer.len(),
             buffer: Vec::new(),
+            blocks,
         });
         Ok(places.split_off(repeated))
     }
@@ -131,6 +136,7 @@ impl Writer {
 
     fn plan(&self, bytes: u64) -> Plan {
         let (seq, io) = (self.next_seq, self.options.io);
+        let bytes = bytes.next_multiple_of(BLOCK_BYTES as u64);
         Plan { disk: self.disk.clone(), dir: self.dir.clone(), seq, bytes, io }
     }
 }

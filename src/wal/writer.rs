@@ -9,7 +9,7 @@ use super::format::{Codec, Head, Kind, encode_vote, record_bytes};
 use super::mark::MarkFile;
 use super::terms::Terms;
 use super::{Batch, Error, Identity, LogIo, Options, Ordinal, Place, Record, SegmentMap};
-use crate::disk::{Disk, File, Lock};
+use crate::disk::{BLOCK_BYTES, Blocks, Disk, File, Lock};
 use crate::raft::{HardState, Index, Term};
 
 /// What the writer made durable; goes to [`super::Log::on_persisted`].
@@ -93,6 +93,8 @@ pub(super) struct Active {
     /// Where the bytes of `buffer` will lie.
     pub(super) end: usize,
     pub(super) buffer: Vec<u8>,
+    /// What is written already of the block in which `end` lies.
+    pub(super) blocks: Blocks,
 }
 
 /// Which entries a segment holds.
@@ -351,8 +353,11 @@ impl Active {
         }
         match io {
             LogIo::Write => {
-                self.file.write_at(self.end as u64, &self.buffer)?;
-                self.file.sync()?;
+                self.blocks.extend(&self.buffer);
+                let first = self.end / BLOCK_BYTES * BLOCK_BYTES;
+                // Behind the end the file is zeros already.
+                self.file.write_durable(first as u64, self.blocks.padded())?;
+                self.blocks.keep_last(BUFFER_BYTES_KEPT);
             }
             LogIo::Map => {
                 self.map.write_at(self.end, &self.buffer);
@@ -367,4 +372,4 @@ impl Active {
 }
 
 /// The encoding buffer shrinks to this after a large batch.
-const BUFFER_BYTES_KEPT: usize = 4 << 20;
+pub(super) const BUFFER_BYTES_KEPT: usize = 4 << 20;
