@@ -1,8 +1,9 @@
 //! Mixed load for a long time, with checkpoints: `cargo bench --bench soak`. Memory must stay flat, latencies too.
 //!
-//! `SOAK_SECONDS` says how long (60), `SOAK_CLIENTS` how many clients (64). One line per tenth of the time: operations,
-//! latencies, memory of each node, length of its log. A client that asks for more than the cluster gives is pushed back:
-//! with 4000 clients the same lines show what overload does.
+//! `SOAK_SECONDS` says how long (60), `SOAK_CLIENTS` how many clients (64), `SOAK_RATE` how many operations a second all of
+//! them begin (0: each its next one when the last is answered). One line per tenth of the time: operations, latencies,
+//! counted from when an operation was due, memory of each node, length of its log. With 4000 clients the same lines show
+//! what overload does.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot be made fails by panicking")]
 
@@ -38,6 +39,8 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 async fn main() {
     let seconds = number("SOAK_SECONDS", 60);
     let clients = number("SOAK_CLIENTS", 64);
+    let rate = number("SOAK_RATE", 0);
+    let every = (rate > 0).then(|| Duration::from_secs_f64(clients as f64 / rate as f64));
     let mut cluster = Cluster::start_with(3, SETTINGS).await;
     let endpoints: Vec<_> = (0..cluster.len()).map(|i| cluster.endpoint(i)).collect();
     let mut connections = Vec::new();
@@ -50,7 +53,7 @@ async fn main() {
     let mut tasks = JoinSet::new();
     for client in 0..clients {
         let connection = connections[client as usize % CONNECTIONS].clone();
-        tasks.spawn(work(connection, client, Arc::clone(&stop), Arc::clone(&seen)));
+        tasks.spawn(work(connection, (client, every), Arc::clone(&stop), Arc::clone(&seen)));
     }
     println!(
         "{:>5} {:>8} {:>8} {:>8} {:>8}  memory of the nodes in MiB, log in MiB",
@@ -82,14 +85,21 @@ async fn main() {
 }
 
 /// One client: half reads, half writes.
-async fn work(client: Client, number: u64, stop: Arc<AtomicBool>, seen: Arc<Mutex<Seen>>) {
+async fn work(
+    client: Client,
+    (number, every): (u64, Option<Duration>),
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<Seen>>,
+) {
+    let start = Instant::now();
     for turn in 0_u64.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let scattered = (turn ^ number << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let key = format!("{:016x}", (scattered >> 20) % KEYS);
-        let begun = Instant::now();
+        let begun = every.map_or_else(Instant::now, |every| start + every * turn as u32);
+        tokio::time::sleep_until(begun.into()).await;
         let result = match turn % 2 {
             0 => client.put(&key, [number as u8; 256]).await.map(|_| ()),
             _ => client.get(&key).await.map(|_| ()),
