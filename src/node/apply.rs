@@ -62,31 +62,52 @@ impl Node {
         }
     }
 
-    /// Begins a checkpoint when the log has grown enough since the last, or the store; gives memory away that is not
-    /// read any more.
+    /// Begins a checkpoint when the log has grown enough since the last, or the store, or when nothing else is to do; gives
+    /// memory away that is not read any more.
     pub(super) fn maybe_checkpoint(&mut self, output: &mut Output) {
         output.unread.append(&mut self.store.take_unread());
-        let applied = self.store.revision();
-        let is_suspect = self.snapshots.is_suspect;
         let is_long = self.snapshots.log_bytes >= self.snapshot_interval();
         let is_wanted = !self.snapshots.wanted.is_empty();
-        let is_needed = is_long || is_suspect || is_wanted || self.should_compact();
-        if self.snapshots.running || !is_needed {
-            return;
+        let is_quiet = self.snapshots.quiet_ticks >= QUIET_TICKS && self.would_start_faster();
+        let is_suspect = self.snapshots.is_suspect;
+        if is_long || is_wanted || is_quiet || is_suspect || self.should_compact() {
+            output.checkpoint = self.begin_checkpoint();
         }
+    }
+
+    /// Whether a checkpoint takes a moment only, so that a node which is about to stop waits for it.
+    pub fn checkpoints_soon(&self) -> bool {
+        self.store.bytes() <= LAST_BYTES_MAX
+    }
+
+    /// The checkpoint of a node that is about to stop, if the next start would be faster by it.
+    pub fn last_checkpoint(&mut self) -> Option<CheckpointJob> {
+        self.would_start_faster().then(|| self.begin_checkpoint()).flatten()
+    }
+
+    /// Whether the log after the newest snapshot is long beside the store.
+    fn would_start_faster(&self) -> bool {
+        self.snapshots.log_bytes >= QUIET_LOG_BYTES.max(self.store.bytes() / 4)
+    }
+
+    fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
+        let applied = self.store.revision();
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
-        let is_due = applied > newest || is_suspect;
-        let Some(term) = self.raft.term_at(applied).filter(|_| is_due) else { return };
+        let is_due = applied > newest || self.snapshots.is_suspect;
+        if self.snapshots.running || !is_due {
+            return None;
+        }
+        let term = self.raft.term_at(applied)?;
         self.snapshots.running = true;
         self.snapshots.is_suspect = false;
         self.snapshots.log_bytes = 0;
         self.snapshots.store_bytes = self.store.bytes();
         self.snapshots.oldest = self.store.oldest();
-        output.checkpoint = Some(CheckpointJob {
+        Some(CheckpointJob {
             checkpoint: self.store.checkpoint(),
             at: super::SnapshotAt { index: applied, term },
             membership: self.raft.membership_at(applied).membership.clone(),
-        });
+        })
     }
 
     /// Bytes of log that make a snapshot due. One costs what the store holds, so it waits for twice as much log, up to what
@@ -219,6 +240,12 @@ const APPLY_BYTES: usize = 8 << 20;
 
 /// A store that has grown by less is not worth a compaction.
 const COMPACT_BYTES_MIN: u64 = 64 << 20;
+/// Ticks without a new entry after which it is quiet: 3 seconds.
+const QUIET_TICKS: u32 = 300;
+/// Log that is read again at the next start in a moment.
+const QUIET_LOG_BYTES: u64 = 16 << 20;
+/// A larger store would hold up a node that is to stop.
+const LAST_BYTES_MAX: u64 = 512 << 20;
 /// How much log a large store waits for before it is written again, in units of what makes a small one's snapshot due.
 const SNAPSHOT_LOG_MAX: u64 = 4;
 /// How much log stays for followers that lag, in units of what makes a new snapshot due.

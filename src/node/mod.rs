@@ -116,6 +116,8 @@ struct Snapshots {
     is_suspect: bool,
     /// Bytes that were added to the log since the newest was begun.
     log_bytes: u64,
+    /// Ticks since something was added to the log.
+    quiet_ticks: u32,
     /// The store's bytes after the last checkpoint.
     store_bytes: u64,
     /// The oldest readable revision at the last checkpoint.
@@ -165,6 +167,7 @@ impl Node {
         for compacted in input.caught_up.drain(..) {
             self.adopt(compacted, output);
         }
+        self.snapshots.quiet_ticks = self.snapshots.quiet_ticks.saturating_add(input.ticks);
         for _ in 0..std::mem::take(&mut input.ticks) {
             self.step(Event::Tick, None, output);
         }
@@ -248,6 +251,7 @@ impl Node {
 
     fn append(&mut self, batch: Batch) -> Ordinal {
         self.snapshots.log_bytes += batch.byte_len() as u64;
+        self.snapshots.quiet_ticks = 0;
         self.log.append(batch)
     }
 

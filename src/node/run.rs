@@ -144,9 +144,10 @@ impl Threads {
         std::mem::take(&mut lock(&self.reports))
     }
 
-    /// Finishes what was given to the sync thread, gives up on checkpoints, and waits for both.
-    pub fn stop(self) -> Reports {
-        self.cancel.store(true, Ordering::Relaxed);
+    /// Finishes what was given to the sync thread, gives up on checkpoints unless they shall be finished too, and waits
+    /// for both threads.
+    pub fn stop(self, finishes_checkpoints: bool) -> Reports {
+        self.cancel.store(!finishes_checkpoints, Ordering::Relaxed);
         self.sync.stop();
         self.checkpoint.stop();
         for handle in self.handles {

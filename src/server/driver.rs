@@ -59,7 +59,7 @@ impl Driver {
             }
             if let Err(error) = self.turn(&mut input, &mut output).await {
                 // The threads end before the directory can be opened again.
-                self.threads.stop();
+                self.threads.stop(false);
                 return Err(error);
             }
             if let Some(deadline) = give_up
@@ -69,7 +69,11 @@ impl Driver {
             }
         }
         self.links.flush().await;
-        match self.threads.stop().failure {
+        let waits = self.node.checkpoints_soon();
+        if waits && let Some(last) = self.node.last_checkpoint() {
+            self.threads.checkpoint(last);
+        }
+        match self.threads.stop(waits).failure {
             Some(error) => Err(Error::Log(error)),
             None => Ok(()),
         }

@@ -93,7 +93,7 @@ pub fn dump(disk: &dyn Disk, dir: &Path, visit: &mut dyn FnMut(Item)) -> Result<
     seqs.sort_unstable();
     for seq in seqs {
         let path = segment_path(dir, seq);
-        match Segment::load(disk, path.clone())? {
+        match Segment::load(disk, path.clone(), Vec::new())? {
             Loaded::Segment(segment) => dump_segment(&segment, visit),
             Loaded::Headless(reason) => visit(Item::Damage(Damage::new(&path, 0, reason))),
             Loaded::Missing => {}
@@ -183,7 +183,7 @@ pub fn identity(disk: &dyn Disk, dir: &Path) -> Result<Identity, Error> {
         return Ok(mark.mark().identity);
     }
     for seq in disk.list(dir)?.iter().filter_map(|name| parse_name(name)) {
-        if let Loaded::Segment(segment) = Segment::load(disk, segment_path(dir, seq))? {
+        if let Loaded::Segment(segment) = Segment::load(disk, segment_path(dir, seq), Vec::new())? {
             return Ok(segment.header.identity);
         }
     }

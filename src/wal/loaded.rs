@@ -30,11 +30,11 @@ pub(super) enum Loaded {
 }
 
 impl Segment {
-    /// Reads a file of the log, after dropping what the system has cached of it.
+    /// Reads a file of the log into `memory`, after dropping what the system has cached of it.
     ///
     /// # Errors
     /// What the disk says, but for parts that it cannot read; [`Error::Version`].
-    pub(super) fn load(disk: &dyn Disk, path: PathBuf) -> Result<Loaded, Error> {
+    pub(super) fn load(disk: &dyn Disk, path: PathBuf, memory: Vec<u8>) -> Result<Loaded, Error> {
         let file = match disk.open(&path) {
             Ok(file) => file,
             Err(error) if error.is_not_found() => return Ok(Loaded::Missing),
@@ -51,7 +51,7 @@ impl Segment {
         if length > u64::from(u32::MAX) {
             return Ok(Loaded::Headless("the file is longer than any segment"));
         }
-        let (mut bytes, has_unreadable) = read(&*file, length as usize)?;
+        let (mut bytes, has_unreadable) = read(&*file, length as usize, memory)?;
         let header = match SegmentHeader::decode(&bytes[..SEGMENT_HEADER_BYTES]) {
             Header::Good(header) => header,
             Header::Bad => return Ok(Loaded::Headless("both copies of the header are damaged")),
@@ -128,8 +128,8 @@ impl Segment {
 }
 
 /// All of a file, page by page where the device cannot read it at once.
-fn read(file: &dyn File, length: usize) -> Result<(Vec<u8>, bool), Error> {
-    let mut bytes = vec![0; length];
+fn read(file: &dyn File, length: usize, mut bytes: Vec<u8>) -> Result<(Vec<u8>, bool), Error> {
+    bytes.resize(length, 0);
     let mut has_unreadable = false;
     for (place, step) in bytes.chunks_mut(STEP_BYTES).enumerate() {
         if file.read_at((place * STEP_BYTES) as u64, step).is_ok() {

@@ -238,7 +238,7 @@ fn last_segment(
     for seq in seqs.into_iter().filter(|seq| *seq > mark.last_seq) {
         let path = segment_path(dir, seq);
         let is_sound = seq == mark.last_seq.saturating_add(1)
-            && matches!(Segment::load(disk, path.clone())?, Loaded::Segment(segment)
+            && matches!(Segment::load(disk, path.clone(), Vec::new())?, Loaded::Segment(segment)
                 if segment.header.seq == seq && segment.header.identity == identity);
         if is_sound {
             last = seq;

@@ -74,6 +74,8 @@ pub(super) struct Scan {
     pub(super) tail: Vec<Tail>,
     /// What is wrong after them, if anything is.
     suspect: bool,
+    /// Memory of the segment that was walked last, for the next one: fresh pages cost more than what is read into them.
+    memory: Vec<u8>,
     /// Where the last segment begins, when it holds only what every segment repeats.
     empty_last: Option<(u64, Option<u32>)>,
 }
@@ -97,6 +99,7 @@ impl Scan {
             damages: Vec::new(),
             tail: Vec::new(),
             suspect: false,
+            memory: Vec::new(),
             empty_last: None,
         }
     }
@@ -132,6 +135,7 @@ impl Scan {
                 // The next one is gone: this one is good as far as it goes.
                 self.walk(&segment, u64::MAX);
             }
+            self.memory = segment.bytes;
         }
         if self.ordinal < self.durable {
             self.lose_up_to(self.durable);
@@ -156,7 +160,8 @@ impl Scan {
     /// The segment, or `None` if it is gone, which is noted.
     fn load(&mut self, seq: u32) -> Result<Option<Segment>, Error> {
         let path = segment_path(&self.dir, seq);
-        let lost = match Segment::load(&*self.disk, path.clone())? {
+        let memory = std::mem::take(&mut self.memory);
+        let lost = match Segment::load(&*self.disk, path.clone(), memory)? {
             Loaded::Segment(segment) if segment.header.seq != seq => {
                 format!("the header is that of segment {:x}", segment.header.seq)
             }
