@@ -57,7 +57,7 @@ mod tests {
     fn whole_blocks_on_a_boundary_with_the_last_one_kept() {
         let mut blocks = Blocks::default();
         let (mut file, mut at, mut wanted) = (Vec::new(), 0, Vec::new());
-        for length in [0, 1, 63, 4032, 1, 4096, 70_000, 5, 200_000, 4091] {
+        for length in [1, 0, 63, 4032, 1, 4096, 70_000, 5, 200_000, 4091] {
             let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8 + 1).collect();
             wanted.extend_from_slice(&bytes);
             blocks.extend(&bytes);

@@ -106,7 +106,7 @@ async fn client_loop(
                 dice.fill(&mut value);
                 connection.put(&key, &value).await
             }
-            Work::Get => connection.get(&key).await,
+            Work::Get | Work::LeaseGet => connection.get(&key).await,
             Work::Scan => connection.scan(&key).await,
         };
         let now = Instant::now();
@@ -145,7 +145,7 @@ pub async fn fill(connection: &Connection, settings: Settings) -> Result<()> {
 }
 
 /// 16 hexadecimal digits, scattered over the whole range.
-fn key(number: u64) -> String {
+pub fn key(number: u64) -> String {
     format!("{:016x}", number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 

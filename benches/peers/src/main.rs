@@ -8,6 +8,7 @@
 mod load;
 mod peer;
 mod report;
+mod rest;
 mod servers;
 
 use std::fs::{self, File};
@@ -21,7 +22,7 @@ use clap::Parser;
 use load::{Settings, Shape};
 use peer::{Connection, Peer, Work};
 use report::Results;
-use servers::{Binaries, Running};
+use servers::{Binaries, Running, Setup};
 
 #[derive(Parser)]
 struct Args {
@@ -52,6 +53,9 @@ struct Args {
     /// Bytes of a value
     #[arg(long, default_value_t = 256)]
     value_size: usize,
+    /// Keys of the servers that are restarted; 0 leaves that part out
+    #[arg(long, default_value_t = 1_000_000)]
+    rest_keys: u64,
     /// The first of 400 ports
     #[arg(long, default_value_t = 21_000)]
     port: u16,
@@ -100,7 +104,11 @@ fn main() -> Result<()> {
                 .with_context(|| format!("round {round} of {}", peer.name()))?;
         }
     }
-    let table = results.table();
+    let mut table = results.table();
+    if args.rest_keys > 0 {
+        let rest = rest::compare(&peers, args.rest_keys, &binaries, &args.work, args.port);
+        table.push_str(&format!("\n{}", runtime.block_on(rest)?));
+    }
     println!("\n{table}");
     fs::write(args.results.join("peers.md"), format!("{}\n{table}", about.replace('\n', "\n\n")))?;
     fs::write(args.results.join("peers.csv"), results.csv())?;
@@ -122,11 +130,18 @@ async fn turn(
         warmup: Duration::from_millis(500),
         duration: Duration::from_millis(args.duration_ms),
     };
-    let running = Running::start(peer, binaries, &args.work, args.port).await?;
+    let mut setup = Setup::CLUSTER;
+    let mut running = Running::start((peer, setup), binaries, &args.work, args.port).await?;
     if round == 1 {
         load::fill(&Connection::open(&running).await?, settings).await?;
     }
     for shape in SHAPES.into_iter().filter(|shape| peer.can(shape.work)) {
+        let leases = shape.work == Work::LeaseGet;
+        if leases != setup.leases {
+            setup.leases = leases;
+            running.stop();
+            running = Running::start((peer, setup), binaries, &args.work, args.port).await?;
+        }
         let mut connections = Vec::with_capacity(shape.connections);
         for _ in 0..shape.connections {
             connections.push(Connection::open(&running).await?);
@@ -180,7 +195,7 @@ fn sync_us(dir: &Path) -> Result<f64> {
 
 const SYNCS: usize = 200;
 
-const SHAPES: [Shape; 7] = [
+const SHAPES: [Shape; 8] = [
     Shape { work: Work::Put, clients: 1, connections: 1 },
     Shape { work: Work::Put, clients: 64, connections: 8 },
     Shape { work: Work::Put, clients: 256, connections: 16 },
@@ -188,4 +203,5 @@ const SHAPES: [Shape; 7] = [
     Shape { work: Work::Get, clients: 1, connections: 1 },
     Shape { work: Work::Get, clients: 256, connections: 16 },
     Shape { work: Work::Scan, clients: 64, connections: 8 },
+    Shape { work: Work::LeaseGet, clients: 1, connections: 1 },
 ];

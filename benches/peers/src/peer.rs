@@ -38,6 +38,8 @@ impl Peer {
 pub enum Work {
     Put,
     Get,
+    /// A get that the leader answers by its lease; of the others, what they do for any get.
+    LeaseGet,
     Scan,
 }
 
@@ -46,6 +48,7 @@ impl Work {
         match self {
             Work::Put => "put",
             Work::Get => "get",
+            Work::LeaseGet => "get by lease",
             Work::Scan => "scan",
         }
     }

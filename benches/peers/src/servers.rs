@@ -46,9 +46,26 @@ impl Binaries {
     }
 }
 
+/// How many servers a peer has, and what else is not as usual.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Redis has one, whatever is said here.
+    pub nodes: u16,
+    /// Leaders answer gets by their leases, where they can.
+    pub leases: bool,
+    /// Redis keeps an RDB file instead of a log.
+    pub rdb: bool,
+}
+
+impl Setup {
+    /// What the load is run against.
+    pub const CLUSTER: Setup = Setup { nodes: 3, leases: false, rdb: false };
+}
+
 /// Servers that run; they are stopped when this is dropped.
 pub struct Running {
     pub peer: Peer,
+    setup: Setup,
     /// Their directory.
     pub dir: PathBuf,
     /// Where clients reach them.
@@ -58,15 +75,13 @@ pub struct Running {
 
 impl Running {
     /// Starts the servers and waits until a write succeeds.
-    pub async fn start(peer: Peer, binaries: &Binaries, work: &Path, port: u16) -> Result<Running> {
-        let dir = work.join(peer.name());
-        fs::create_dir_all(&dir)?;
-        let mut running = Running { peer, dir, addresses: Vec::new(), children: Vec::new() };
-        match peer {
-            Peer::Quicraft => running.start_quicraft(binaries, port)?,
-            Peer::Etcd => running.start_etcd(binaries, port + 200)?,
-            Peer::Redis => running.start_redis(binaries, port + 300)?,
-        }
+    pub async fn start(
+        (peer, setup): (Peer, Setup),
+        binaries: &Binaries,
+        work: &Path,
+        port: u16,
+    ) -> Result<Running> {
+        let running = Running::spawn_all((peer, setup), binaries, work, port)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let tried = async { Connection::open(&running).await?.put("ready", b"yes").await };
@@ -81,17 +96,62 @@ impl Running {
         }
     }
 
+    /// Starts the servers.
+    pub fn spawn_all(
+        (peer, setup): (Peer, Setup),
+        binaries: &Binaries,
+        work: &Path,
+        port: u16,
+    ) -> Result<Running> {
+        let dir = work.join(peer.name());
+        fs::create_dir_all(&dir)?;
+        let (addresses, children) = (Vec::new(), Vec::new());
+        let mut running = Running { peer, setup, dir, addresses, children };
+        match peer {
+            Peer::Quicraft => running.start_quicraft(binaries, port)?,
+            Peer::Etcd => running.start_etcd(binaries, port + 200)?,
+            Peer::Redis => running.start_redis(binaries, port + 300)?,
+        }
+        Ok(running)
+    }
+
+    /// The processes that serve: not those that only watch over others.
+    pub fn pids(&self) -> Vec<u32> {
+        let own = self.children.iter().map(Child::id);
+        own.flat_map(|pid| {
+            let path = format!("/proc/{pid}/task/{pid}/children");
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let below: Vec<u32> = text.split_whitespace().flat_map(str::parse).collect();
+            if below.is_empty() { vec![pid] } else { below }
+        })
+        .collect()
+    }
+
+    /// Stops the servers as a person would, and waits.
+    pub fn stop(&mut self) {
+        for child in &self.children {
+            let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+        }
+        for child in &mut self.children {
+            let _ = child.wait();
+        }
+        self.children.clear();
+    }
+
     fn start_quicraft(&mut self, binaries: &Binaries, port: u16) -> Result<()> {
-        self.addresses = (0..NODES).map(|i| format!("127.0.0.1:{}", port + i)).collect();
+        let nodes = self.setup.nodes;
+        self.addresses = (0..nodes).map(|i| format!("127.0.0.1:{}", port + i)).collect();
         let mut command = Command::new(&binaries.quicraft);
-        command.args(["cluster", "-n", &NODES.to_string(), "--base-port", &port.to_string()]);
+        command.args(["cluster", "-n", &nodes.to_string(), "--base-port", &port.to_string()]);
+        command.env("QUICRAFT_LEASE_READS", self.setup.leases.to_string());
         self.spawn(command)
     }
 
     fn start_etcd(&mut self, binaries: &Binaries, port: u16) -> Result<()> {
         let peer_url = |i: u16| format!("http://127.0.0.1:{}", port + 50 + i);
-        let cluster: Vec<_> = (0..NODES).map(|i| format!("e{i}={}", peer_url(i))).collect();
-        for i in 0..NODES {
+        let cluster: Vec<_> =
+            (0..self.setup.nodes).map(|i| format!("e{i}={}", peer_url(i))).collect();
+        for i in 0..self.setup.nodes {
             let client_url = format!("http://127.0.0.1:{}", port + i);
             let mut command = Command::new(&binaries.etcd);
             command.args(["--name", &format!("e{i}"), "--data-dir", &format!("e{i}.etcd")]);
@@ -110,8 +170,13 @@ impl Running {
     fn start_redis(&mut self, binaries: &Binaries, port: u16) -> Result<()> {
         self.addresses = vec![format!("127.0.0.1:{port}")];
         let mut command = Command::new(&binaries.redis);
-        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-        command.args(["--appendonly", "yes", "--appendfsync", "always"]);
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
+        if self.setup.rdb {
+            // Saves when it is stopped.
+            command.args(["--save", "3600 1"]);
+        } else {
+            command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
+        }
         self.spawn(command)
     }
 
@@ -126,16 +191,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for child in &self.children {
-            // A graceful end, so that the next round begins with clean data.
-            let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-        }
-        for child in &mut self.children {
-            let _ = child.wait();
-        }
+        // Gracefully, so that the next round begins with clean data.
+        self.stop();
     }
 }
 
-const NODES: u16 = 3;
 /// Within this servers serve.
 const PATIENCE: Duration = Duration::from_secs(30);
