@@ -22,8 +22,11 @@ use tokio::task::JoinSet;
 const CONNECTIONS: usize = 8;
 const KEYS: u64 = 100_000;
 const LINES: u32 = 10;
-/// So that checkpoints come often.
-const SETTINGS: &str = "segment = \"32MiB\"\nsnapshot_after = \"64MiB\"\n";
+/// How often memory is looked at.
+const SAMPLE: Duration = Duration::from_millis(250);
+/// So that checkpoints come often, and history is at its limit soon.
+const SETTINGS: &str =
+    "segment = \"32MiB\"\nsnapshot_after = \"64MiB\"\nhistory_revisions = 100000\n";
 
 /// What the clients saw since the last line.
 struct Seen {
@@ -56,14 +59,13 @@ async fn main() {
         tasks.spawn(work(connection, (client, every), Arc::clone(&stop), Arc::clone(&seen)));
     }
     println!(
-        "{:>5} {:>8} {:>8} {:>8} {:>8}  memory of the nodes in MiB, log in MiB",
+        "{:>5} {:>8} {:>8} {:>8} {:>8}  most memory of the nodes in MiB, log in MiB",
         "s", "op/s", "p50 ms", "p99 ms", "errors"
     );
     let begun = Instant::now();
     for line in 1..=LINES {
         let step = Duration::from_secs(seconds) / LINES;
-        tokio::time::sleep_until((begun + step * line).into()).await;
-        let memory: Vec<_> = (0..cluster.len()).map(|i| memory_mib(cluster.pid(i))).collect();
+        let memory = greatest_memory(&cluster, begun + step * line).await;
         let logs: Vec<_> =
             cluster.statuses().await.iter().map(|status| status.log_bytes >> 20).collect();
         let mut seen = seen.lock().unwrap();
@@ -82,6 +84,18 @@ async fn main() {
     stop.store(true, Ordering::Relaxed);
     tasks.join_all().await;
     cluster.converge().await;
+}
+
+/// The most memory that each node had until then.
+async fn greatest_memory(cluster: &Cluster, end: Instant) -> Vec<u64> {
+    let mut greatest = vec![0; cluster.len()];
+    while Instant::now() < end {
+        tokio::time::sleep_until((Instant::now() + SAMPLE).min(end).into()).await;
+        for (i, greatest) in greatest.iter_mut().enumerate() {
+            *greatest = memory_mib(cluster.pid(i)).max(*greatest);
+        }
+    }
+    greatest
 }
 
 /// One client: half reads, half writes.

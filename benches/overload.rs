@@ -1,0 +1,182 @@
+//! Clients that ask for twice what the cluster can take: `cargo bench --bench overload`.
+//!
+//! First the best rate that the cluster reaches with closed loops. Then, for `OVERLOAD_SECONDS` (10), twice as many writes
+//! a second are begun whatever comes of them, up to 20,000 at once; what finds no place among those is turned away before
+//! it is sent. At the end every acknowledged write must be there.
+
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot be made fails by panicking")]
+
+#[path = "../tests/harness/mod.rs"]
+mod harness;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use harness::Cluster;
+use hdrhistogram::Histogram;
+use quicraft::client::{Client, ScanRequest};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+const CONNECTIONS: usize = 16;
+/// Clients of the closed loops.
+const LOOPS: [usize; 3] = [256, 1000, 4000];
+/// Writes that are under way at once.
+const IN_FLIGHT_MAX: usize = 20_000;
+const CLOSED: Duration = Duration::from_secs(4);
+const VALUE: [u8; 256] = [7; 256];
+/// Every acknowledged write has a key of its own, so the keys show what became of each.
+const PREFIX: &str = "overload/";
+
+/// What the clients saw.
+#[derive(Default)]
+struct Seen {
+    next: AtomicU64,
+    acknowledged: Mutex<Vec<u64>>,
+    latencies: Mutex<Option<Histogram<u64>>>,
+    errors: Mutex<Vec<String>>,
+}
+
+impl Seen {
+    async fn put(&self, client: &Client) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
+        match client.put(key(number), VALUE).await {
+            Ok(_) => {
+                let micros = begun.elapsed().as_micros() as u64;
+                self.acknowledged.lock().unwrap().push(number);
+                let mut latencies = self.latencies.lock().unwrap();
+                latencies.get_or_insert_with(histogram).saturating_record(micros);
+            }
+            Err(error) => self.errors.lock().unwrap().push(error.to_string()),
+        }
+    }
+
+    /// Prints what was seen in so long a time, and gives the rate.
+    fn report(&self, what: &str, took: Duration, memory: &str) -> f64 {
+        let latencies = self.latencies.lock().unwrap().take().unwrap_or_else(histogram);
+        let errors = std::mem::take(&mut *self.errors.lock().unwrap());
+        let rate = latencies.len() as f64 / took.as_secs_f64();
+        let ms = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
+        println!(
+            "{what}: {rate:.0} acknowledged a second, p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms, {} errors; MiB of the \
+             nodes {memory}",
+            ms(0.5),
+            ms(0.99),
+            ms(1.0),
+            errors.len()
+        );
+        errors.iter().take(3).for_each(|error| println!("  {error}"));
+        rate
+    }
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).unwrap()
+}
+
+fn key(number: u64) -> String {
+    // Scattered, and of one length.
+    format!("{PREFIX}{:016x}", number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let seconds = std::env::var("OVERLOAD_SECONDS").map_or(10, |value| value.parse().unwrap());
+    let mut cluster = Cluster::start_with(3, "segment = \"64MiB\"\n").await;
+    let endpoints: Vec<_> = (0..cluster.len()).map(|i| cluster.endpoint(i)).collect();
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(cluster.client_of(endpoints.clone(), Duration::from_secs(20)).await);
+    }
+    let seen = Arc::new(Seen::default());
+    let mut best: f64 = 0.0;
+    for clients in LOOPS {
+        let took = closed(clients, &connections, &seen).await;
+        let rate = seen.report(&format!("{clients} closed loops"), took, &memory(&cluster));
+        best = best.max(rate);
+    }
+    let (turned_away, took) =
+        open(2.0 * best, Duration::from_secs(seconds), &connections, &seen).await;
+    let rate = seen.report(&format!("{:.0} a second begun", 2.0 * best), took, &memory(&cluster));
+    println!("  {:.2} of the best; {turned_away} turned away before they were sent", rate / best);
+    cluster.converge().await;
+    let there = keys_there(&connections[0]).await;
+    let acknowledged = std::mem::take(&mut *seen.acknowledged.lock().unwrap());
+    let lost = acknowledged.iter().filter(|&&number| !there.contains(&key(number))).count();
+    println!("{} acknowledged writes, {lost} lost", acknowledged.len());
+    assert_eq!(lost, 0, "acknowledged writes are lost");
+}
+
+/// So many clients, each of which begins its next write when the last is answered.
+async fn closed(clients: usize, connections: &[Client], seen: &Arc<Seen>) -> Duration {
+    let (begun, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+    let mut tasks = JoinSet::new();
+    for client in 0..clients {
+        let client = connections[client % CONNECTIONS].clone();
+        let (seen, stop) = (Arc::clone(seen), Arc::clone(&stop));
+        tasks.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                seen.put(&client).await;
+            }
+        });
+    }
+    tokio::time::sleep(CLOSED).await;
+    stop.store(true, Ordering::Relaxed);
+    tasks.join_all().await;
+    begun.elapsed()
+}
+
+/// Begins writes at a rate; gives how many found no place, and how long it took until all were answered.
+async fn open(
+    rate: f64,
+    duration: Duration,
+    connections: &[Client],
+    seen: &Arc<Seen>,
+) -> (u64, Duration) {
+    let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+    let (begun, mut tasks, mut turned_away) = (Instant::now(), JoinSet::new(), 0);
+    let (mut due, mut count) = (begun, 0_usize);
+    let every = Duration::from_millis(1);
+    while due < begun + duration {
+        due += every;
+        tokio::time::sleep_until(due.into()).await;
+        while (count as f64) < rate * (due - begun).as_secs_f64() {
+            count += 1;
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                turned_away += 1;
+                continue;
+            };
+            let (client, seen) = (connections[count % CONNECTIONS].clone(), Arc::clone(seen));
+            tasks.spawn(async move {
+                seen.put(&client).await;
+                drop(place);
+            });
+        }
+        while tasks.try_join_next().is_some() {}
+    }
+    tasks.join_all().await;
+    (turned_away, begun.elapsed())
+}
+
+async fn keys_there(client: &Client) -> std::collections::HashSet<String> {
+    let request = ScanRequest { from: PREFIX.into(), ..ScanRequest::default() };
+    let mut scan = client.scan(request).await.unwrap();
+    let mut keys = std::collections::HashSet::new();
+    while let Some(row) = scan.next().await.unwrap() {
+        keys.insert(String::from_utf8_lossy(&row.key).into_owned());
+    }
+    keys
+}
+
+/// Memory of the nodes that is their own.
+fn memory(cluster: &Cluster) -> String {
+    let of = |i| {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", cluster.pid(i))).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
+    };
+    let all: Vec<u64> = (0..cluster.len()).map(of).collect();
+    format!("{all:?}")
+}
