@@ -151,7 +151,7 @@ fn beside<T: Send>(writer: &mut Writer, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let work = scope.spawn(|| {
             // As the node's checkpoint thread does.
-            rustix::process::setpriority_process(None, 15).unwrap();
+            rustix::process::setpriority_process(None, 5).unwrap();
             work()
         });
         while !work.is_finished() {

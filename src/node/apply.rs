@@ -110,6 +110,14 @@ impl Node {
         })
     }
 
+    /// Whether so much was written since a checkpoint began, which it has to catch up with before memory is given back, that
+    /// more must wait for it.
+    pub(super) fn outruns_checkpoint(&self) -> bool {
+        let begun_with = self.snapshots.store_bytes;
+        self.snapshots.running
+            && self.store.bytes() > begun_with + begun_with / 2 + COMPACT_BYTES_MIN
+    }
+
     /// Bytes of log that make a snapshot due. One costs what the store holds, so it waits for twice as much log, up to what
     /// a restart has time to read.
     fn snapshot_interval(&self) -> u64 {
@@ -149,8 +157,9 @@ impl Node {
     /// The store goes on in a compacted image, if that is worth it.
     pub(super) fn adopt(&mut self, compacted: Compacted, output: &mut Output) {
         self.snapshots.running = false;
+        let image_bytes = compacted.image_bytes();
         match self.store.adopt(compacted) {
-            Adoption::Adopted => self.snapshots.store_bytes = self.store.bytes(),
+            Adoption::Adopted => self.snapshots.store_bytes = image_bytes,
             Adoption::Behind(catch_up) => {
                 self.snapshots.running = true;
                 output.catch_up = Some(catch_up);

@@ -118,7 +118,7 @@ struct Snapshots {
     log_bytes: u64,
     /// Ticks since something was added to the log.
     quiet_ticks: u32,
-    /// The store's bytes after the last checkpoint.
+    /// What the last checkpoint's image took, if the store went on in it; else the store's bytes when it began.
     store_bytes: u64,
     /// The oldest readable revision at the last checkpoint.
     oldest: Index,

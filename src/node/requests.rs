@@ -182,7 +182,8 @@ impl Node {
         if self.store.bytes() + store_bytes > capacity {
             return Err(Refusal::NoSpace);
         }
-        if self.store.bytes() + self.growth.store_bytes + store_bytes > capacity {
+        let is_crowded = self.store.bytes() + self.growth.store_bytes + store_bytes > capacity;
+        if is_crowded || self.outruns_checkpoint() {
             return Err(Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
         }
         Ok(Growth { value_bytes, store_bytes })

@@ -252,7 +252,8 @@ pub fn write_checkpoint(
 const IDLE: Duration = Duration::from_millis(100);
 /// The newest may be damaged, so the one before it stays, with the log after it.
 const SNAPSHOTS_KEPT: usize = 2;
-/// Checkpoints leave the processors to all other threads: on Linux this is a thread's own.
-const CHECKPOINT_NICENESS: i32 = 15;
+/// Checkpoints give way to all other threads, but are not starved by them: memory is given back only when they end. On
+/// Linux this is a thread's own.
+const CHECKPOINT_NICENESS: i32 = 5;
 /// Checkpoints leave the disk to the log: bytes a second at most.
 const CHECKPOINT_RATE: u64 = 256 << 20;

@@ -118,13 +118,14 @@ impl Driver {
             }
         }
         self.node.step_out(output, &mut Burst::new(&self.shared));
+        // Before the next image takes memory of its own.
+        self.threads.free(std::mem::take(&mut output.unread));
         if let Some(job) = output.checkpoint.take() {
             self.threads.checkpoint(job);
         }
         if let Some(image) = output.catch_up.take() {
             self.threads.catch_up(image);
         }
-        self.threads.free(std::mem::take(&mut output.unread));
         if let Some(hash) = output.state_hash.take() {
             self.links.tell_state_hash(hash);
         }

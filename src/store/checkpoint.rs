@@ -42,6 +42,7 @@ pub struct Checkpoint {
 pub struct Compacted {
     tree: Tree,
     arena: Arc<Arena>,
+    image_bytes: u64,
     /// Bytes that are not needed of the arena.
     dead_bytes: u64,
     rounds: u32,
@@ -93,12 +94,13 @@ impl Store {
         let is_worth_it = compacted.dead_bytes >= DEAD_BYTES_MIN
             && compacted.dead_bytes >= compacted.arena.used_bytes() / DEAD_SHARE;
         let len = self.tree.journal_len().filter(|_| is_ours && is_worth_it);
+        let changes_max = ADOPT_CHANGES_MIN << compacted.rounds.min(ADOPT_DOUBLINGS_MAX);
         match len {
-            Some(len) if len > ADOPT_CHANGES_MAX && compacted.rounds < ROUNDS_MAX => {
+            Some(len) if len > changes_max && compacted.rounds < ROUNDS_MAX => {
                 let changes = self.tree.take_journal(false).expect("it has a length");
                 Adoption::Behind(CatchUp { compacted, changes })
             }
-            Some(len) if len <= ADOPT_CHANGES_MAX => {
+            Some(len) if len <= changes_max => {
                 let changes = self.tree.take_journal(true).expect("it has a length");
                 compacted.add(&changes);
                 let Compacted { mut tree, .. } = compacted;
@@ -172,7 +174,7 @@ impl Checkpoint {
         };
         let info = snapshot::write(dir, &header, &replicated, tree.image(), pace)?;
         let dead_bytes = self.used_bytes.saturating_sub(image_bytes);
-        Ok((info, Compacted { tree, arena: self.arena, dead_bytes, rounds: 0 }))
+        Ok((info, Compacted { tree, arena: self.arena, image_bytes, dead_bytes, rounds: 0 }))
     }
 
     /// A new arena with what is readable at the revision.
@@ -216,6 +218,11 @@ impl Checkpoint {
 }
 
 impl Compacted {
+    /// What the image took at the checkpoint's revision: nothing of it is dead.
+    pub fn image_bytes(&self) -> u64 {
+        self.image_bytes
+    }
+
     fn add(&mut self, changes: &[Change]) {
         for &Change { node, version } in changes {
             let node = Node { arena: &self.arena, at: node };
@@ -240,7 +247,10 @@ const STEPS_PER_CHECK: usize = 4096;
 const DEAD_SHARE: u64 = 8;
 /// ... and at least this much.
 const DEAD_BYTES_MIN: u64 = 64 << 10;
-/// Changes that are copied on the writer's thread: less than a millisecond's work.
-const ADOPT_CHANGES_MAX: usize = 1024;
+/// Changes that are copied on the writer's thread: less than a millisecond's work ...
+const ADOPT_CHANGES_MIN: usize = 1024;
+/// ... but twice as many after each round on the other: while the store is written to at its limit, as many come with each
+/// turn, and a compaction that never ends would cost all memory.
+const ADOPT_DOUBLINGS_MAX: u32 = 7;
 /// Each round copies faster than the store is written to; more than a few mean that it is not so.
 const ROUNDS_MAX: u32 = 16;

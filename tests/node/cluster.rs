@@ -77,6 +77,8 @@ pub(crate) struct Cluster {
     isolated: Option<usize>,
     /// Whose disk hangs.
     hung: Option<usize>,
+    /// Checkpoints begin and are never heard of again.
+    pub(crate) loses_checkpoints: bool,
     snapshot_log_bytes: u64,
     next_request: u64,
     starts: u64,
@@ -109,6 +111,7 @@ impl Cluster {
             cells: cells.collect(),
             isolated: None,
             hung: None,
+            loses_checkpoints: false,
             snapshot_log_bytes,
             next_request: 1,
             starts: 0,
@@ -283,7 +286,7 @@ impl Cluster {
         }
         node.step_out(&mut output, &mut cell.answers);
         assert!(output.failure.is_none() && output.contradictions.is_empty());
-        if let Some(job) = output.checkpoint.take() {
+        if let Some(job) = output.checkpoint.take().filter(|_| !self.loses_checkpoints) {
             let dir = node::snapshots_dir(&disk(&cell.disk), &cell.dir);
             let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
             cell.input.checkpoints.push(done);

@@ -236,6 +236,32 @@ fn a_leader_whose_disk_hangs_takes_no_more_than_it_can_hold() {
     assert_ne!(cluster.elect(), leader);
 }
 
+/// Memory is given back only when a checkpoint ends: who writes faster than that has to wait.
+#[test]
+fn writes_wait_for_a_checkpoint_that_they_outrun() {
+    let mut cluster = Cluster::with_snapshots_every(1, 4 << 20);
+    cluster.elect();
+    let session = cluster.open_session(0);
+    cluster.loses_checkpoints = true;
+    let value = "v".repeat(1 << 20);
+    let (mut taken, mut seq) = (0, 0);
+    let refused = loop {
+        seq += 1;
+        let ask = cluster.ask_write(0, &put(session, seq, "k", &value));
+        cluster.run(1);
+        match cluster.answer(0, ask) {
+            Some(Answer::Outcome(Outcome::Written { .. })) => taken += 1,
+            other => break other,
+        }
+    };
+    assert!(matches!(refused, Some(Answer::Refused(Refusal::Busy { .. }))), "{refused:?}");
+    // 64 MiB, and half as much again as there was when it began.
+    assert!((64..80).contains(&taken), "{taken} MiB were taken in");
+    let delete = Op::Delete { key: b"k" };
+    let delete = Command::Write { session, seq: seq + 1, answered_below: 1, op: delete };
+    assert!(matches!(cluster.write(0, &delete), Outcome::Written { existed: true, .. }));
+}
+
 #[test]
 fn commands_that_clients_may_not_send_are_refused() {
     let mut cluster = Cluster::new(1);

@@ -126,10 +126,32 @@ fn an_image_that_lags_catches_up_beside_the_writer() {
     work(&mut client, &mut model, &mut random, 5000);
     let image = image_of(checkpoint, &dir);
     let catch_up = behind(client.store.adopt(image));
-    work(&mut client, &mut model, &mut random, 2000);
+    work(&mut client, &mut model, &mut random, 4000);
     let again = behind(client.store.adopt(catch_up.run()));
     work(&mut client, &mut model, &mut random, 100);
     assert!(matches!(client.store.adopt(again.run()), Adoption::Adopted));
+    assert_eq!(rows(&client.store.reader(), client.store.revision()), model);
+}
+
+#[test]
+fn an_image_catches_up_with_a_writer_that_never_rests() {
+    let (dir, mut client, mut random) = (dir(), Client::new(), Random(8));
+    let mut model = Model::new();
+    work(&mut client, &mut model, &mut random, 10_000);
+    let now = client.store.revision();
+    compact(&mut client.store, now);
+    let mut image = image_of(client.store.checkpoint(), &dir);
+    let mut rounds = 0;
+    loop {
+        work(&mut client, &mut model, &mut random, 5000);
+        match client.store.adopt(image) {
+            Adoption::Behind(catch_up) => image = catch_up.run(),
+            Adoption::Adopted => break,
+            Adoption::Declined => panic!("it gave up after {rounds} rounds"),
+        }
+        rounds += 1;
+    }
+    assert_eq!(rounds, 3, "what is copied at once doubles with each round");
     assert_eq!(rows(&client.store.reader(), client.store.revision()), model);
 }
 
