@@ -227,3 +227,40 @@ fn system_open(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::Fil
     let flags = (OFlags::CLOEXEC | OFlags::NOFOLLOW).bits() as i32;
     options.mode(0o600).custom_flags(flags).open(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each way of writing leaves, as every way of reading sees it.
+    fn write_and_read(access: Access, is_aligned: bool) {
+        let dir = tempfile::tempdir().expect("there is room");
+        let path = dir.path().join("file");
+        let file = OsDisk.create(&path).expect("there is room");
+        let length = 64 * BLOCK_BYTES;
+        file.allocate(length as u64, access).expect("there is room");
+        assert_eq!(file.bytes().expect("it is open"), length as u64);
+        let map = file.map(access).expect("it is open");
+        let (mut mapped, mut read) = (vec![1; length], vec![1; length]);
+        map.read_at(0, &mut mapped);
+        assert!(mapped.iter().all(|&byte| byte == 0));
+        let bytes: Vec<u8> = (0..5 * BLOCK_BYTES).map(|i| (i % 251) as u8).collect();
+        let mut blocks = Blocks::default();
+        blocks.extend(&bytes);
+        let (start, unaligned) = (3 * BLOCK_BYTES, [&[0][..], &bytes].concat());
+        let written = if is_aligned { blocks.padded() } else { &unaligned[1..] };
+        file.write_durable(start as u64, written).expect("there is room");
+        map.read_at(0, &mut mapped);
+        file.read_at(0, &mut read).expect("it is open");
+        assert!(read[start..start + bytes.len()] == bytes && mapped == read);
+        assert!(read[..start].iter().chain(&read[start + bytes.len()..]).all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn blocks_are_seen_by_maps_and_readers_whichever_way_they_went() {
+        for access in [Access::Read, Access::ReadWrite] {
+            write_and_read(access, true);
+            write_and_read(access, false);
+        }
+    }
+}
