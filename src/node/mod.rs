@@ -19,6 +19,7 @@ mod apply;
 mod io;
 mod members;
 mod open;
+mod own;
 mod repair;
 mod requests;
 pub mod run;

@@ -241,35 +241,6 @@ impl Node {
         }
     }
 
-    /// A clock entry, if the last one is old, and an end of the history that was kept long enough: sessions and history
-    /// end by the log's time.
-    fn own_commands(&self, now_ms: u64) -> Vec<Vec<u8>> {
-        if now_ms < self.clock_proposed_ms + CLOCK_EVERY_MS {
-            return Vec::new();
-        }
-        let below = self.history_end(now_ms);
-        let compact = (below > self.store.oldest()).then_some(Command::Compact { below: below.0 });
-        let encode = |command| {
-            let mut bytes = Vec::new();
-            proto::encode(&command, &mut bytes);
-            bytes
-        };
-        std::iter::once(Command::Clock { now_ms }).chain(compact).map(encode).collect()
-    }
-
-    /// The oldest revision that shall stay readable: by number, by age, and none but the newest when old ones take the
-    /// room of new ones.
-    fn history_end(&self, now_ms: u64) -> Index {
-        let (applied, retention) = (self.store.revision(), self.about.retention);
-        let max = self.about.store_bytes_max;
-        if self.store.bytes() > max / 2 && self.store.dead_bytes() > max / 16 {
-            return applied;
-        }
-        let by_number = Index(applied.0.saturating_sub(retention.revisions));
-        let by_age = self.store.revision_at(now_ms.saturating_sub(retention.age_ms));
-        by_number.max(by_age)
-    }
-
     /// Leadership is gone: what was proposed may or may not happen.
     pub(super) fn abandon_proposals(&mut self) {
         for Proposal { reply_to, growth, .. } in std::mem::take(&mut self.proposals) {
@@ -391,8 +362,6 @@ fn readable(reader: &Reader, applied: Index, revision: Option<u64>) -> Result<In
     if revision < oldest { Err(Refusal::Compacted { oldest }) } else { Ok(Index(revision)) }
 }
 
-/// The log's time is this fine; only the end of idle sessions and of history depends on it.
-const CLOCK_EVERY_MS: u64 = 1000;
 /// Bytes that wait for this node's own disk; above it clients get `Busy`. The others may commit without this disk, so
 /// the core's limit on what is not committed does not hold them.
 const UNSYNCED_BYTES_MAX: usize = 64 << 20;

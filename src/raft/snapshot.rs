@@ -3,8 +3,9 @@
 
 use super::effects::Write;
 use super::progress::State;
+use super::receive::INDEX_MAX;
 use super::state::Role;
-use super::{INDEX_MAX, Index, Membership, MembershipAt, NodeId, Raft, Term};
+use super::{Index, Membership, MembershipAt, NodeId, Raft, Term};
 
 impl Raft {
     /// A snapshot is durable, so the log up to `index` may go.
