@@ -2,8 +2,9 @@
 
 use quicraft::raft::Index;
 
+use crate::event::Event;
 use crate::truth::Broken;
-use crate::world::{Event, World};
+use crate::world::World;
 
 impl World {
     /// Heals everything and waits for progress: each client gets its answer, all nodes hold the same.

@@ -2,7 +2,7 @@
 //! are the real ones; disk, network and clock are made up, and go wrong in every way that a seed can think of.
 //!
 //! `cargo test --release --test sim -- --seeds N --events M [--first S] [--threads T] [--floor EVENTS-A-SECOND]`, or `--seed S` for one, told in
-//! full. What is simulated and what is not: `docs/testing.md`.
+//! full, or `--wan` for what distance costs. What is simulated and what is not: `docs/testing.md`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,6 +10,7 @@ mod cell;
 mod clients;
 mod coverage;
 mod ending;
+mod event;
 mod history;
 mod linear;
 mod members;
@@ -22,6 +23,7 @@ mod run;
 mod talk;
 mod transfer;
 mod truth;
+mod wan;
 mod world;
 
 use std::process::ExitCode;

@@ -5,8 +5,9 @@ use quicraft::proto::client::Manage;
 use quicraft::raft::NodeId;
 
 use crate::cell::Cell;
+use crate::event::Event;
 use crate::options::JOINERS_MAX;
-use crate::world::{Event, World};
+use crate::world::World;
 
 impl World {
     /// Asks the leader to add a node.

@@ -98,7 +98,7 @@ impl World {
                 let disk = &self.cells[target].disk;
                 disk.set_capacity(Some(disk.used_bytes() + room));
                 let (node, until) = (target, self.rng.between(100_000, 1_000_000));
-                self.schedule(until, crate::world::Event::Free { node });
+                self.schedule(until, crate::event::Event::Free { node });
             }
             Deed::FailSync => self.cells[target].disk.fail_sync(1 + self.rng.below(3)),
             Deed::Rot | Deed::Misdirect => self.damage(DEEDS[deed], anyone),

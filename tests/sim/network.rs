@@ -35,7 +35,11 @@ impl Network {
             return Vec::new();
         }
         let earliest = now.max(self.clogged_until[from][to]);
-        let mut arrivals = vec![earliest + rng.spread(self.net.delay_us)];
+        let delay = match self.net.distances.get(from).and_then(|row| row.get(to)) {
+            Some(&distance) => distance,
+            None => rng.spread(self.net.delay_us),
+        };
+        let mut arrivals = vec![earliest + delay];
         if rng.permille(self.net.double) {
             coverage.count("network: doubled");
             arrivals.push(earliest + rng.spread(self.net.delay_us * 3));

@@ -34,6 +34,8 @@ pub(crate) struct Net {
     pub(crate) loss: u32,
     pub(crate) double: u32,
     pub(crate) replay: u32,
+    /// How long a message takes from each to each; with none it is up to chance.
+    pub(crate) distances: Vec<Vec<u64>>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +68,7 @@ impl Options {
             loss: if rough { rng.below(300) as u32 } else { 0 },
             double: if rough { rng.below(100) as u32 } else { 0 },
             replay: if rough { rng.below(50) as u32 } else { 0 },
+            distances: Vec::new(),
         };
         let disk = Disk {
             sync_us: *rng.pick(&[100, 500, 2000, 10_000]),

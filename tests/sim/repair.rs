@@ -2,8 +2,9 @@
 
 use quicraft::node::Outcome;
 
+use crate::event::Event;
 use crate::truth::Broken;
-use crate::world::{Event, World};
+use crate::world::World;
 
 impl World {
     /// One step of a repair: a question and its answer, or the end.

@@ -10,6 +10,7 @@ use crate::coverage::Coverage;
 use crate::linear;
 use crate::options::Options;
 use crate::truth::Broken;
+use crate::wan;
 use crate::world::World;
 
 pub(crate) struct Arguments {
@@ -21,6 +22,8 @@ pub(crate) struct Arguments {
     floor: u64,
     /// One seed, told in full.
     single: bool,
+    /// Only what distance costs.
+    wan: bool,
 }
 
 impl Arguments {
@@ -32,6 +35,7 @@ impl Arguments {
             threads: 2,
             floor: 0,
             single: false,
+            wan: false,
         };
         let mut words = words;
         while let Some(word) = words.next() {
@@ -49,6 +53,7 @@ impl Arguments {
                     arguments.first = number()?;
                     (arguments.seeds, arguments.single) = (1, true);
                 }
+                "--wan" => arguments.wan = true,
                 // What `cargo test` passes on to every test.
                 "--nocapture" | "--quiet" | "-q" | "--show-output" => {}
                 other => return Err(format!("{other} is not known: see tests/sim/main.rs")),
@@ -70,6 +75,18 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
     if let Err(problem) = linear::self_test(20_000) {
         eprintln!("{problem}");
         return ExitCode::FAILURE;
+    }
+    if !arguments.single {
+        match wan::check() {
+            Ok(table) => println!("{table}"),
+            Err(problem) => {
+                eprintln!("{problem}");
+                return ExitCode::FAILURE;
+            }
+        }
+        if arguments.wan {
+            return ExitCode::SUCCESS;
+        }
     }
     let begin = Instant::now();
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));

@@ -8,8 +8,10 @@ use quicraft::raft::Index;
 use quicraft::store::{Range, Reader};
 
 use crate::clients::{Answer, Next};
+use crate::event::Event;
 use crate::truth::Broken;
-use crate::world::{Event, World};
+use crate::wan::PROBE;
+use crate::world::World;
 
 impl World {
     pub(crate) fn ask(&mut self, number: usize, request: u64) {
@@ -53,8 +55,10 @@ impl World {
     }
 
     pub(crate) fn answer(&mut self, to: ReplyTo, answer: Answer) {
-        if to.stream == u64::MAX {
-            return;
+        match to.stream {
+            u64::MAX => return,
+            PROBE => return self.probed = Some((self.now, answer)),
+            _ => {}
         }
         if self.rng.permille(self.options.net.loss / 3) && !self.is_calm {
             self.coverage.count("answer: lost on its way");

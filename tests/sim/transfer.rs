@@ -7,7 +7,8 @@ use quicraft::raft::{NodeId, Term};
 use quicraft::store::{self, Pace, Store};
 
 use crate::cell::{CLUSTER, STORE};
-use crate::world::{Event, World};
+use crate::event::Event;
+use crate::world::World;
 
 impl World {
     pub(crate) fn checkpointed(&mut self, node: usize, life: u64) {

@@ -5,13 +5,14 @@ use std::collections::BinaryHeap;
 
 use bytes::Bytes;
 use quicraft::node::{self, Output, Sent};
-use quicraft::raft::{Body, Index, Message, NodeId, RoleKind, Term};
+use quicraft::raft::{Index, Message, NodeId, RoleKind};
 use quicraft::wal::Batch;
 use quicraft::{proto, wal};
 
 use crate::cell::Cell;
 use crate::clients::{Answer, Client};
 use crate::coverage::Coverage;
+use crate::event::{Due, Event, message_name};
 use crate::history::{self, Record};
 use crate::network::Network;
 use crate::options::{JOINERS_MAX, Options};
@@ -33,95 +34,13 @@ pub(crate) struct World {
     pub(crate) next_request: u64,
     pub(crate) truth: Truth,
     pub(crate) coverage: Coverage,
+    /// When the last answer to [`crate::wan::PROBE`] was given, and what it was.
+    pub(crate) probed: Option<(u64, Answer)>,
     /// A hash of everything that happened.
     pub(crate) trace: u64,
     pub(crate) events: u64,
     /// No more faults: there must be progress.
     pub(crate) is_calm: bool,
-}
-
-struct Due {
-    at: u64,
-    number: u64,
-    event: Event,
-}
-
-pub(crate) enum Event {
-    Tick {
-        node: usize,
-        life: u64,
-    },
-    Turn {
-        node: usize,
-        life: u64,
-    },
-    Deliver {
-        to: usize,
-        bytes: Bytes,
-    },
-    Synced {
-        node: usize,
-        life: u64,
-    },
-    Checkpointed {
-        node: usize,
-        life: u64,
-    },
-    SnapshotArrives {
-        from: usize,
-        term: Term,
-        to: usize,
-        bytes: Vec<u8>,
-        life: u64,
-    },
-    SnapshotReported {
-        node: usize,
-        to: usize,
-        sent: Sent,
-        life: u64,
-    },
-    Hear {
-        client: usize,
-        request: u64,
-        answer: Answer,
-    },
-    Ask {
-        client: usize,
-        request: u64,
-    },
-    Nemesis,
-    Start {
-        node: usize,
-    },
-    /// A node in repair asks, or is done.
-    Repair {
-        node: usize,
-        life: u64,
-    },
-    /// A full disk has room again.
-    Free {
-        node: usize,
-    },
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Due) -> bool {
-        (self.at, self.number) == (other.at, other.number)
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Due) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Due) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
 }
 
 impl World {
@@ -144,6 +63,7 @@ impl World {
             next_request: 1,
             truth: Truth::default(),
             coverage: Coverage::default(),
+            probed: None,
             trace: 0,
             events: 0,
             is_calm: false,
@@ -467,21 +387,6 @@ impl World {
     /// All that clients heard, against what was decided.
     pub(crate) fn check_history(&self) -> Result<(), Broken> {
         history::check(&self.records, &self.keys, &self.truth.model)
-    }
-}
-
-fn message_name(body: &Body) -> &'static str {
-    match body {
-        Body::RequestVote { .. } => "message: RequestVote",
-        Body::VoteReply { .. } => "message: VoteReply",
-        Body::AppendEntries { .. } => "message: AppendEntries",
-        Body::Appended { .. } => "message: Appended",
-        Body::AppendRejected { .. } => "message: AppendRejected",
-        Body::Heartbeat { .. } => "message: Heartbeat",
-        Body::HeartbeatReply { .. } => "message: HeartbeatReply",
-        Body::TimeoutNow => "message: TimeoutNow",
-        Body::ReadIndex { .. } => "message: ReadIndex",
-        Body::ReadIndexReply { .. } => "message: ReadIndexReply",
     }
 }
 
