@@ -196,7 +196,7 @@ impl Checkpoint {
             }
             next = node.next();
         }
-        tree.is_complete();
+        tree.complete();
         Ok(tree)
     }
 

@@ -61,7 +61,7 @@ impl Tree {
         Ok(Tree { writer, tail, counts: Counts::default(), journal: None })
     }
 
-    /// A tree that will have `keys` keys and take at most `bytes`; see [`Tree::is_complete`].
+    /// A tree that will have `keys` keys and take at most `bytes`; see [`Tree::complete`].
     pub(super) fn with_room(
         arena_bytes: u64,
         hash_seed: u64,
@@ -75,7 +75,7 @@ impl Tree {
     }
 
     /// What comes now comes on the writer's thread.
-    pub(super) fn is_complete(&mut self) {
+    pub(super) fn complete(&mut self) {
         self.writer.expect_image(self.arena().used_bytes());
     }
 
