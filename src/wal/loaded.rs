@@ -129,6 +129,10 @@ impl Segment {
 
 /// All of a file, page by page where the device cannot read it at once.
 fn read(file: &dyn File, length: usize, mut bytes: Vec<u8>) -> Result<(Vec<u8>, bool), Error> {
+    if bytes.capacity() < length {
+        // Zeros from the system, which it makes when they are touched.
+        bytes = vec![0; length];
+    }
     bytes.resize(length, 0);
     let mut has_unreadable = false;
     for (place, step) in bytes.chunks_mut(STEP_BYTES).enumerate() {

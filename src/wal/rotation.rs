@@ -60,7 +60,9 @@ impl Writer {
         let carried: usize = tail.iter().map(|record| record.head.record_bytes()).sum();
         let needed =
             (SEGMENT_HEADER_BYTES + OPENING_BYTES + carried).next_multiple_of(BLOCK_BYTES) as u64;
-        let blank = self.plan(needed.max(self.options.segment_bytes)).carry_out()?;
+        // A short one: a node that starts does not wait for a long one to be made.
+        let usual = self.options.segment_bytes.min(FIRST_SEGMENT_BYTES_MAX);
+        let blank = self.plan(needed.max(usual)).carry_out()?;
         let places = self.enter(blank, tail)?;
         self.hard = hard;
         self.sync_mark()?;
@@ -141,5 +143,7 @@ impl Writer {
     }
 }
 
+/// The next segment is there before this one is full, also under load.
+const FIRST_SEGMENT_BYTES_MAX: u64 = 8 << 20;
 /// The records that open a segment: Hard with its body, SnapMark, Position.
 const OPENING_BYTES: usize = 4 * super::format::BLOCK_BYTES;
