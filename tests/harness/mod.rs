@@ -250,7 +250,15 @@ impl Cluster {
             self.monitor = Client::connect(options).await.ok();
         }
         let Some(monitor) = &self.monitor else { return Vec::new() };
-        monitor.status_all().await.into_iter().filter_map(|node| node.status.ok()).collect()
+        let all = monitor.status_all().await;
+        // The members may be others by now, which a new connection tells.
+        if all.iter().any(|node| node.status.is_err()) {
+            self.monitor = None;
+        }
+        let mut statuses: Vec<_> = all.into_iter().filter_map(|node| node.status.ok()).collect();
+        statuses.sort_by_key(|status| status.node_id);
+        statuses.dedup_by_key(|status| status.node_id);
+        statuses
     }
 
     /// The leader that a majority follows, if there is one.
