@@ -13,10 +13,10 @@ use quicraft::store::{Adoption, Compacted, Pace, Reader};
 use super::load::{Loaded, key, resident_bytes, shuffled};
 
 /// Live data: this many keys with values of this length, about 1 GB.
-const KEYS: usize = 3_200_000;
+const KEYS: usize = 2_800_000;
 const VALUE_BYTES: usize = 256;
 const PUTS_PER_SECOND: u64 = 50_000;
-const WITHOUT: Duration = Duration::from_secs(5);
+const WITHOUT: Duration = Duration::from_secs(15);
 
 /// A writer that keeps its pace.
 struct Writer {

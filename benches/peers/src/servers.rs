@@ -143,7 +143,15 @@ impl Running {
         self.addresses = (0..nodes).map(|i| format!("127.0.0.1:{}", port + i)).collect();
         let mut command = Command::new(&binaries.quicraft);
         command.args(["cluster", "-n", &nodes.to_string(), "--base-port", &port.to_string()]);
-        command.env("QUICRAFT_LEASE_READS", self.setup.leases.to_string());
+        for i in 1..=nodes {
+            let path = self.dir.join(format!("data/n{i}.toml"));
+            // Written by the first start, which is one without leases.
+            if let Ok(text) = fs::read_to_string(&path) {
+                let text = text.replace(LEASES, "");
+                let leases = if self.setup.leases { LEASES } else { "" };
+                fs::write(&path, format!("{leases}{text}"))?;
+            }
+        }
         self.spawn(command)
     }
 
@@ -196,5 +204,6 @@ impl Drop for Running {
     }
 }
 
+const LEASES: &str = "lease_reads = true\n";
 /// Within this servers serve.
 const PATIENCE: Duration = Duration::from_secs(30);
