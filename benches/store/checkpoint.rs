@@ -161,9 +161,9 @@ fn beside<T: Send>(writer: &mut Writer, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Reads keys, each of which is there, until it is done. Keeps the arena that it began with for half of the time.
+/// Reads keys, each of which is there, until it is done. Keeps the arena that it began with until well into the checkpoint.
 fn read(reader: Reader, done: &AtomicBool, reads: &AtomicU64) {
-    let end = Instant::now() + 2 * WITHOUT;
+    let end = Instant::now() + WITHOUT + Duration::from_secs(4);
     for number in shuffled(KEYS).collect::<Vec<_>>().into_iter().cycle() {
         if done.load(Ordering::Relaxed) || Instant::now() > end {
             return;
