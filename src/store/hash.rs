@@ -6,6 +6,7 @@
 //! away, and CRCs stand beside it in files.
 
 /// Hashes `bytes`; different seeds give independent hashes.
+#[inline]
 pub(super) fn hash64(seed: u64, bytes: &[u8]) -> u64 {
     let mut state = fold(seed ^ SECRET[0], SECRET[1]);
     let (pairs, rest) = bytes.as_chunks::<16>();
@@ -19,12 +20,14 @@ pub(super) fn hash64(seed: u64, bytes: &[u8]) -> u64 {
 }
 
 /// Adds one number to a running hash.
+#[inline]
 pub(super) fn mix(state: u64, value: u64) -> u64 {
     // The rotated addition keeps the old state alive should the product ever be zero.
     fold(state ^ SECRET[1], value ^ SECRET[2]).wrapping_add(state.rotate_left(23))
 }
 
 /// Up to 8 bytes, little-endian, padded with zeros.
+#[inline]
 fn read(bytes: &[u8]) -> u64 {
     if let Ok(whole) = <[u8; 8]>::try_from(bytes) {
         return u64::from_le_bytes(whole);
@@ -34,6 +37,7 @@ fn read(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(padded)
 }
 
+#[inline]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     (product as u64) ^ ((product >> 64) as u64)

@@ -11,7 +11,8 @@
 //!
 //! **Left out:** rights and configured limits, checked before a command is proposed; leases.
 //!
-//! **Map:** `arena` (memory, the `unsafe` code) < `records` (what lies in it) < `skiplist`, `index` < `tree` (writes)
+//! **Map:** `arena` (memory, the `unsafe` code) < `records` (what lies in it) < `skiplist`, `index` with
+//! its `bucket`s < `tree` (writes)
 //! and `reader` (reads); `session` and `history`; `checkpoint` and [`snapshot`] (files), over `format` and `files`.
 //!
 //! **More:** `design.md` section 5.
@@ -21,6 +22,7 @@ mod arena;
 #[cfg(model_check)]
 #[path = "arena_model.rs"]
 mod arena;
+mod bucket;
 mod checkpoint;
 mod files;
 mod format;
@@ -170,8 +172,8 @@ impl Store {
     }
 
     /// Brings what these commands will touch into the processor's caches, all of it at once: applied one after the
-    /// other, each would wait for its own misses. Changes nothing.
-    pub fn warm_up<'a>(&self, commands: impl Iterator<Item = &'a Command<'a>>) {
+    /// other, each would wait for its own misses. Changes nothing that anyone sees.
+    pub fn warm_up<'a>(&mut self, commands: impl Iterator<Item = &'a Command<'a>>) {
         let keys = commands.filter_map(|command| match command {
             Command::Write { op, .. } => Some(op.key()),
             Command::Clock { .. }
@@ -179,7 +181,7 @@ impl Store {
             | Command::OpenSession
             | Command::CloseSession(_) => None,
         });
-        index::warm_up(self.tree.arena(), keys, true);
+        self.tree.warm_up(keys);
     }
 
     /// Passes the entry at `index`, which has no command.

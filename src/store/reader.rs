@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::arena::Arena;
 use super::index::{self, Found};
-use super::records::{Node, Version};
+use super::records::{Key, Node, Version};
 use super::skiplist;
 use crate::raft::Index;
 
@@ -87,7 +87,7 @@ impl Reader {
     /// The value of `key` at revision `at`.
     pub fn get(&self, key: &[u8], at: Index) -> Option<Versioned<'_>> {
         let at = at.0.min(self.arena.published());
-        let node = match index::find(&self.arena, key) {
+        let node = match index::find(&self.arena, Key::new(&self.arena, key)) {
             Found::Node(node) => node,
             Found::Nothing => return None,
             Found::Disturbed => {
@@ -99,7 +99,7 @@ impl Reader {
 
     /// Brings what [`Reader::get`] will touch for these keys into the processor's caches, all of it at once.
     pub fn warm_up<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
-        index::warm_up(&self.arena, keys, false);
+        index::for_groups(&self.arena, keys, |group| _ = index::warm_up(&self.arena, group));
     }
 
     /// The keys of `range` at revision `at`, in order. The cost of the first row is a search, of each further one a

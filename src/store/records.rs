@@ -18,7 +18,7 @@
 //! | offset | size | meaning |
 //! |---|---|---|
 //! | 0 | 4 | newest version; 0 before the first |
-//! | 4 | 4 | next node in the same bucket of the index |
+//! | 4 | 4 | next node of the chain of its bucket, if it is in one (`bucket.rs`) |
 //! | 8 | 4 | node before this one in key order; 0 for the first |
 //! | 12 | 4 | key length (low 16 bits), height (next 8) |
 //! | 16 | height x 8 | tower: the next node at each level (low 4 bytes) and the first 4 bytes of its key (high, big-endian) |
@@ -77,16 +77,25 @@ pub(super) struct VersionHeader {
 
 impl<'a> Node<'a> {
     /// The node at `at`, unless that is nothing.
+    #[inline]
     pub(super) fn at(arena: &'a Arena, at: Offset) -> Option<Node<'a>> {
         (!at.is_null()).then_some(Node { arena, at })
     }
 
+    #[inline]
     pub(super) fn key(self) -> &'a [u8] {
         let meta = self.arena.half(self.at, NODE_META_HALF);
         let (len, height) = ((meta & 0xffff) as usize, (meta >> 16) as usize);
         // SAFETY: `new_node` allocated `NODE_WORDS + height` words and `len` bytes; offsets of nodes only come from
         // acquiring loads of links, or from the writer itself.
         unsafe { self.arena.payload(self.at, NODE_WORDS + height, len) }
+    }
+
+    /// Asks for the node, with the beginning of its key.
+    #[inline]
+    pub(super) fn prefetch(self) {
+        self.arena.prefetch(self.at, 0);
+        self.arena.prefetch(self.at, NODE_WORDS + 2);
     }
 
     pub(super) fn before(self) -> Option<Node<'a>> {
@@ -97,21 +106,25 @@ impl<'a> Node<'a> {
         Node::at(self.arena, Link::load(self.arena, self.at, 0).to)
     }
 
-    pub(super) fn next_in_bucket(self) -> Offset {
-        Offset(self.arena.half(self.at, NODE_BUCKET_HALF))
+    #[inline]
+    pub(super) fn next_in_bucket(self) -> Option<Node<'a>> {
+        Node::at(self.arena, Offset(self.arena.half(self.at, NODE_BUCKET_HALF)))
     }
 
     /// Where the newest version lies; [`Offset::NULL`] before the first.
+    #[inline]
     pub(super) fn newest_offset(self) -> Offset {
         Offset(self.arena.half(self.at, NODE_NEWEST_HALF))
     }
 
+    #[inline]
     pub(super) fn newest(self) -> Option<Version<'a>> {
         let at = self.newest_offset();
         (!at.is_null()).then_some(Version { arena: self.arena, at })
     }
 
     /// The newest version at `revision` or before it, tombstones included.
+    #[inline]
     pub(super) fn version_at(self, revision: u64) -> Option<Version<'a>> {
         let mut version = self.newest()?;
         while version.revision() > revision {
@@ -130,6 +143,7 @@ impl<'a> Node<'a> {
 }
 
 impl<'a> Version<'a> {
+    #[inline]
     pub(super) fn revision(self) -> u64 {
         self.arena.word(self.at, 0)
     }
@@ -208,6 +222,7 @@ impl<'a> Version<'a> {
         VERSION_WORDS + usize::from(self.has_jump())
     }
 
+    #[inline]
     fn meta(self) -> u32 {
         self.arena.half(self.at, VERSION_META_HALF)
     }
@@ -236,12 +251,19 @@ pub(super) struct Link {
 
 impl Link {
     /// The link of the node (or [`ROOT`]) at `at` on `level`.
+    #[inline]
     pub(super) fn load(arena: &Arena, at: Offset, level: usize) -> Link {
         let word = arena.word(at, NODE_WORDS + level);
         Link { to: Offset(word as u32), prefix: (word >> 32) as u32 }
     }
 
+    /// Where the link of a level lies in a node, in words.
+    pub(super) fn at_level(level: usize) -> usize {
+        NODE_WORDS + level
+    }
+
     /// Makes it the link of the node (or [`ROOT`]) at `at` on `level`.
+    #[inline]
     pub(super) fn store(self, writer: &mut ArenaWriter, at: Offset, level: usize) {
         let word = (u64::from(self.prefix) << 32) | u64::from(self.to.0);
         writer.set_word(at, NODE_WORDS + level, word);
@@ -249,6 +271,7 @@ impl Link {
 }
 
 /// The first 4 bytes of a key as a number that compares like them.
+#[inline]
 pub(super) fn prefix(key: &[u8]) -> u32 {
     let mut bytes = [0; 4];
     let len = key.len().min(4);
@@ -268,9 +291,18 @@ pub(super) fn seed(arena: &Arena) -> u64 {
     arena.word(ROOT, 0)
 }
 
-/// The hash of `key` in this arena.
-pub(super) fn key_hash(arena: &Arena, key: &[u8]) -> u64 {
-    hash::hash64(seed(arena), key)
+/// A key and its hash in an arena, so that this is worked out once.
+#[derive(Clone, Copy)]
+pub(super) struct Key<'k> {
+    pub(super) bytes: &'k [u8],
+    pub(super) hash: u64,
+}
+
+impl<'k> Key<'k> {
+    #[inline]
+    pub(super) fn new(arena: &Arena, bytes: &'k [u8]) -> Key<'k> {
+        Key { bytes, hash: hash::hash64(seed(arena), bytes) }
+    }
 }
 
 /// Allocates a node that nothing links to yet.
@@ -288,7 +320,7 @@ pub(super) fn set_before(writer: &mut ArenaWriter, at: Offset, before: Offset) {
     writer.set_half(at, NODE_BEFORE_HALF, before.0);
 }
 
-/// Sets the node after `at` in its bucket.
+/// Sets the node after `at` in the chain of its bucket.
 pub(super) fn set_next_in_bucket(writer: &mut ArenaWriter, at: Offset, next: Offset) {
     writer.set_half(at, NODE_BUCKET_HALF, next.0);
 }

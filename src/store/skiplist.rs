@@ -9,19 +9,20 @@
 //! node before may lag for nodes that no published revision knows yet.
 
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 
 use super::arena::{Arena, ArenaWriter, Offset};
-use super::records::{self, HEIGHT_MAX, Link, Node, ROOT};
+use super::records::{self, HEIGHT_MAX, Key, Link, Node, ROOT};
 
 /// The first node with a key not below `key` (or above it, if `after`).
 pub(super) fn seek<'a>(arena: &'a Arena, key: &[u8], after: bool) -> Option<Node<'a>> {
-    let last = descend(arena, key, after, |_, _| ());
+    let last = Target::new(key, after).descend(arena, |_, _| ());
     Node::at(arena, Link::load(arena, last, 0).to)
 }
 
 /// The last node with a key below `key` (or not above it, if `or_at`).
 pub(super) fn seek_before<'a>(arena: &'a Arena, key: &[u8], or_at: bool) -> Option<Node<'a>> {
-    let last = descend(arena, key, or_at, |_, _| ());
+    let last = Target::new(key, or_at).descend(arena, |_, _| ());
     Node::at(arena, last).filter(|node| node.at != ROOT)
 }
 
@@ -57,60 +58,185 @@ impl Tail {
         Tail(tail)
     }
 
-    fn is_below(&self, arena: &Arena, key: &[u8]) -> bool {
+    /// Whether all nodes lie before `key`.
+    pub(super) fn is_below(&self, arena: &Arena, key: &[u8]) -> bool {
         self.0[0] == ROOT || Node { arena, at: self.0[0] }.key() < key
     }
 }
 
-/// Links a new node, whose key is not in the list. `None` if the arena is full, and then nothing happened.
-pub(super) fn insert(writer: &mut ArenaWriter, tail: &mut Tail, key: &[u8]) -> Option<Offset> {
-    let height = height(records::key_hash(writer.arena(), key));
-    let node = records::new_node(writer, key, height)?;
+/// Links a new node, whose key is not in the list; `place` is what a search for it found, if there was one. `None` if the
+/// arena is full, and then nothing happened.
+pub(super) fn insert(
+    writer: &mut ArenaWriter,
+    tail: &mut Tail,
+    key: Key<'_>,
+    place: Option<Place>,
+) -> Option<Offset> {
+    let height = height(key.hash);
+    let node = records::new_node(writer, key.bytes, height)?;
+    let target = Target::new(key.bytes, false);
     let mut before = tail.0;
-    if !tail.is_below(writer.arena(), key) {
-        descend(writer.arena(), key, false, |level, at| before[level] = at);
+    if !tail.is_below(writer.arena(), key.bytes) {
+        match place.filter(|place| height <= PLACE_LEVELS && place.is_below(writer.arena(), &target)) {
+            Some(place) => {
+                for (level, &from) in place.before.iter().enumerate().take(height) {
+                    before[level] = target.walk(writer.arena(), from, level);
+                }
+            }
+            None => _ = target.descend(writer.arena(), |level, at| before[level] = at),
+        }
     }
-    let prefix = records::prefix(key);
+    link(writer, tail, node, &before[..height], target.prefix);
+    Some(node)
+}
+
+/// Links a node behind those that stand before it on each of its levels.
+fn link(writer: &mut ArenaWriter, tail: &mut Tail, node: Offset, before: &[Offset], prefix: u32) {
     let back = if before[0] == ROOT { Offset::NULL } else { before[0] };
     records::set_before(writer, node, back);
-    for (level, &at) in before.iter().enumerate().take(height) {
+    for (level, &at) in before.iter().enumerate() {
         let next = Link::load(writer.arena(), at, level);
         next.store(writer, node, level);
         if next.to.is_null() {
             tail.0[level] = node;
         }
     }
-    for (level, &at) in before.iter().enumerate().take(height) {
+    for (level, &at) in before.iter().enumerate() {
         Link { to: node, prefix }.store(writer, at, level);
     }
     let next = Link::load(writer.arena(), node, 0).to;
     if !next.is_null() {
         records::set_before(writer, next, node);
     }
-    Some(node)
 }
 
-/// Goes to the last node below `key` (or not above it, if `or_at`), or the root; tells `visit` where it left each
-/// level.
-fn descend(arena: &Arena, key: &[u8], or_at: bool, mut visit: impl FnMut(usize, Offset)) -> Offset {
-    let prefix = records::prefix(key);
-    let mut at = ROOT;
-    for level in (0..HEIGHT_MAX).rev() {
+/// What a search looks for: the last node below a key, or not above it if `or_at`.
+struct Target<'k> {
+    key: &'k [u8],
+    prefix: u32,
+    or_at: bool,
+}
+
+impl<'k> Target<'k> {
+    fn new(key: &'k [u8], or_at: bool) -> Target<'k> {
+        Target { key, prefix: records::prefix(key), or_at }
+    }
+
+    /// Goes to it from the root; tells `visit` where it left each level. The root if there is none.
+    fn descend(&self, arena: &Arena, mut visit: impl FnMut(usize, Offset)) -> Offset {
+        let mut at = ROOT;
+        for level in (0..HEIGHT_MAX).rev() {
+            at = self.walk(arena, at, level);
+            visit(level, at);
+        }
+        at
+    }
+
+    /// The last node on this level that does not lie behind it, from one such on.
+    fn walk(&self, arena: &Arena, mut at: Offset, level: usize) -> Offset {
         loop {
             let link = Link::load(arena, at, level);
-            if link.to.is_null() {
-                break;
-            }
-            let order =
-                link.prefix.cmp(&prefix).then_with(|| Node { arena, at: link.to }.key().cmp(key));
-            if order == Ordering::Greater || (order == Ordering::Equal && !or_at) {
-                break;
+            let goes_on = !link.to.is_null()
+                && match link.prefix.cmp(&self.prefix) {
+                    Ordering::Equal => self.is_at_or_behind(arena, link.to),
+                    order => order == Ordering::Less,
+                };
+            if !goes_on {
+                return at;
             }
             at = link.to;
         }
-        visit(level, at);
     }
-    at
+
+    /// Whether it is this node or one behind it.
+    fn is_at_or_behind(&self, arena: &Arena, node: Offset) -> bool {
+        let order = Node { arena, at: node }.key().cmp(self.key);
+        order == Ordering::Less || (order == Ordering::Equal && self.or_at)
+    }
+}
+
+/// Searches for the places of new keys, in turns: none waits for the misses of another. Leaves out what belongs behind
+/// all nodes.
+pub(super) fn search<'k>(
+    arena: &Arena,
+    tail: &Tail,
+    keys: impl Iterator<Item = Key<'k>>,
+    found: &mut VecDeque<Place>,
+) {
+    let Some(top) = (0..HEIGHT_MAX).rev().find(|&level| tail.0[level] != ROOT) else { return };
+    let keys = keys.filter(|key| !tail.is_below(arena, key.bytes));
+    let mut searches: Vec<Search<'k>> = keys.map(|key| Search::new(key, top)).collect();
+    let mut under_way = searches.len();
+    while under_way > 0 {
+        under_way = searches.iter_mut().filter_map(|search| search.step(arena)).count();
+    }
+    found.extend(searches.into_iter().map(|search| search.place));
+}
+
+/// Where a new key belongs.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    hash: u64,
+    /// The last nodes below it (or the root) on the lowest levels, when it was looked for.
+    before: [Offset; PLACE_LEVELS],
+}
+
+impl Place {
+    /// Whether it is that of a key with this hash.
+    pub(super) fn is_of(&self, key: Key<'_>) -> bool {
+        self.hash == key.hash
+    }
+
+    /// Whether the target can be reached from it: always, unless two keys have one hash.
+    fn is_below(&self, arena: &Arena, target: &Target<'_>) -> bool {
+        self.before.iter().all(|&at| at == ROOT || target.is_at_or_behind(arena, at))
+    }
+}
+
+/// A search under way.
+struct Search<'k> {
+    target: Target<'k>,
+    place: Place,
+    at: Offset,
+    /// One above the level on which it is; 0 at the end.
+    levels: usize,
+    /// Whether the next node's whole key must be compared, and is on its way into the caches.
+    waits_for_key: bool,
+}
+
+impl<'k> Search<'k> {
+    fn new(key: Key<'k>, top: usize) -> Search<'k> {
+        let place = Place { hash: key.hash, before: [ROOT; PLACE_LEVELS] };
+        let target = Target::new(key.bytes, false);
+        Search { target, place, at: ROOT, levels: top + 1, waits_for_key: false }
+    }
+
+    /// Goes on until it needs what may not be in the caches; `None` at the end.
+    fn step(&mut self, arena: &Arena) -> Option<()> {
+        while let Some(level) = self.levels.checked_sub(1) {
+            let link = Link::load(arena, self.at, level);
+            let order = match (link.to.is_null(), link.prefix.cmp(&self.target.prefix)) {
+                (false, Ordering::Equal) if !self.waits_for_key => {
+                    self.waits_for_key = true;
+                    Node { arena, at: link.to }.prefetch();
+                    return Some(());
+                }
+                (false, Ordering::Equal) => self.target.is_at_or_behind(arena, link.to),
+                (is_last, order) => !is_last && order == Ordering::Less,
+            };
+            self.waits_for_key = false;
+            if order {
+                self.at = link.to;
+                arena.prefetch(link.to, Link::at_level(level));
+                return Some(());
+            }
+            if let Some(before) = self.place.before.get_mut(level) {
+                *before = self.at;
+            }
+            self.levels = level;
+        }
+        None
+    }
 }
 
 /// One node in four reaches each further level.
@@ -119,3 +245,6 @@ fn height(hash: u64) -> usize {
     let zeros = hash.leading_zeros() as usize;
     (1 + zeros / 2).min(HEIGHT_MAX)
 }
+
+/// Levels on which a place is known: few nodes have more.
+const PLACE_LEVELS: usize = 4;

@@ -9,18 +9,21 @@
 //!
 //! **Left out:** limits and sessions, which are the store's.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Error;
 use super::arena::{Arena, ArenaWriter, Offset};
 use super::index::{self, Found};
-use super::records::{self, Node, VersionHeader};
-use super::skiplist::{self, Tail};
+use super::records::{self, Key, Node, VersionHeader};
+use super::skiplist::{self, Place, Tail};
 
 /// See the module.
 pub(super) struct Tree {
     writer: ArenaWriter,
     tail: Tail,
+    /// Where keys belong that were new at the last [`Tree::warm_up`], in its order.
+    places: VecDeque<Place>,
     counts: Counts,
     /// The changes since a checkpoint began, if one did.
     journal: Option<Vec<Change>>,
@@ -58,7 +61,7 @@ impl Tree {
         records::new_root(&mut writer, hash_seed);
         index::init(&mut writer);
         let tail = Tail::find(writer.arena());
-        Ok(Tree { writer, tail, counts: Counts::default(), journal: None })
+        Ok(Tree { writer, tail, places: VecDeque::new(), counts: Counts::default(), journal: None })
     }
 
     /// A tree that will have `keys` keys and take at most `bytes`; see [`Tree::complete`].
@@ -82,7 +85,7 @@ impl Tree {
     /// The tree of an image.
     pub(super) fn of_image(writer: ArenaWriter, counts: Counts) -> Tree {
         let tail = Tail::find(writer.arena());
-        Tree { writer, tail, counts, journal: None }
+        Tree { writer, tail, places: VecDeque::new(), counts, journal: None }
     }
 
     pub(super) fn arena(&self) -> &Arc<Arena> {
@@ -124,17 +127,30 @@ impl Tree {
 
     /// The value of `key` now has this length; 0 if it does not exist.
     pub(super) fn value_bytes(&self, key: &[u8]) -> usize {
-        self.before(key).and_then(|before| before.live).map_or(0, |(_, _, len)| len)
+        self.before(self.key(key)).and_then(|before| before.live).map_or(0, |(_, _, len)| len)
+    }
+
+    /// Brings what writing these keys will touch into the processor's caches, and finds the places of new ones.
+    pub(super) fn warm_up<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
+        self.places.clear();
+        let arena = self.writer.arena();
+        index::for_groups(arena, keys, |group| {
+            let absent = index::warm_up(arena, group);
+            let is_absent = |&(i, _): &(usize, &Key<'k>)| absent >> i & 1 == 1;
+            let new = group.iter().enumerate().filter(is_absent).map(|(_, key)| *key);
+            skiplist::search(arena, &self.tail, new, &mut self.places);
+        });
     }
 
     /// Sets `key`; whether it existed.
     pub(super) fn put(&mut self, revision: u64, key: &[u8], value: &[u8]) -> bool {
-        self.set(revision, key, [value, &[]])
+        self.set(revision, self.key(key), [value, &[]])
     }
 
     /// Adds to the value of `key`; whether it existed.
     pub(super) fn append(&mut self, revision: u64, key: &[u8], value: &[u8]) -> bool {
         let arena = Arc::clone(self.arena());
+        let key = self.key(key);
         let old = match index::find(&arena, key) {
             Found::Node(node) => node.live_at(u64::MAX).map_or(&[][..], |version| version.value()),
             Found::Nothing | Found::Disturbed => &[],
@@ -144,6 +160,7 @@ impl Tree {
 
     /// Removes `key`; whether it existed.
     pub(super) fn delete(&mut self, revision: u64, key: &[u8]) -> bool {
+        let key = self.key(key);
         let before = self.before(key);
         if before.as_ref().is_none_or(|before| before.live.is_none()) {
             return false;
@@ -155,6 +172,7 @@ impl Tree {
 
     /// Adds a version as it is.
     pub(super) fn add(&mut self, key: &[u8], header: VersionHeader, value: &[u8]) {
+        let key = self.key(key);
         let before = self.before(key);
         self.push(before, key, header, [value, &[]]);
     }
@@ -165,6 +183,7 @@ impl Tree {
         key: &[u8],
         versions: impl Iterator<Item = (VersionHeader, &'a [u8])>,
     ) {
+        let key = self.key(key);
         let node = self.insert(key);
         let mut live = None;
         for (header, value) in versions {
@@ -173,7 +192,11 @@ impl Tree {
         }
     }
 
-    fn set(&mut self, revision: u64, key: &[u8], value: [&[u8]; 2]) -> bool {
+    fn key<'k>(&self, bytes: &'k [u8]) -> Key<'k> {
+        Key::new(self.arena(), bytes)
+    }
+
+    fn set(&mut self, revision: u64, key: Key<'_>, value: [&[u8]; 2]) -> bool {
         let before = self.before(key);
         let live = before.as_ref().and_then(|before| before.live);
         let (create_revision, version) =
@@ -187,7 +210,7 @@ impl Tree {
     fn push(
         &mut self,
         before: Option<Before>,
-        key: &[u8],
+        key: Key<'_>,
         header: VersionHeader,
         value: [&[u8]; 2],
     ) {
@@ -197,11 +220,11 @@ impl Tree {
             .unwrap_or_else(|| self.exhausted());
         if let Some((_, _, len)) = live {
             self.counts.keys -= 1;
-            self.counts.live_bytes -= (key.len() + len) as u64;
+            self.counts.live_bytes -= (key.bytes.len() + len) as u64;
         }
         if !header.tombstone {
             self.counts.keys += 1;
-            self.counts.live_bytes += (key.len() + value[0].len() + value[1].len()) as u64;
+            self.counts.live_bytes += (key.bytes.len() + value[0].len() + value[1].len()) as u64;
         }
         if let Some(journal) = &mut self.journal {
             if journal.len() >= JOURNAL_MAX {
@@ -212,7 +235,7 @@ impl Tree {
         }
     }
 
-    fn before(&self, key: &[u8]) -> Option<Before> {
+    fn before(&self, key: Key<'_>) -> Option<Before> {
         let Found::Node(Node { at: node, arena }) = index::find(self.arena(), key) else {
             return None;
         };
@@ -222,12 +245,20 @@ impl Tree {
         Some(Before { node, live })
     }
 
-    fn insert(&mut self, key: &[u8]) -> Offset {
-        let node = skiplist::insert(&mut self.writer, &mut self.tail, key)
+    fn insert(&mut self, key: Key<'_>) -> Offset {
+        let is_last = self.tail.is_below(self.arena(), key.bytes);
+        let place = if is_last { None } else { self.place(key) };
+        let node = skiplist::insert(&mut self.writer, &mut self.tail, key, place)
             .unwrap_or_else(|| self.exhausted());
         self.counts.nodes += 1;
-        index::insert(&mut self.writer, key, node, self.counts.nodes);
+        index::insert(&mut self.writer, key.hash, node, self.counts.nodes);
         node
+    }
+
+    /// Where a new key belongs, if that is known.
+    fn place(&mut self, key: Key<'_>) -> Option<Place> {
+        let skipped = self.places.iter().position(|place| place.is_of(key))?;
+        self.places.drain(..=skipped).next_back()
     }
 
     /// The leader refuses growth long before, so this is a bug or a reservation that differs between nodes.
