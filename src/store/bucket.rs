@@ -86,7 +86,11 @@ pub(super) fn push(writer: &mut ArenaWriter, at: Offset, node: Offset, hash: u64
 }
 
 /// Shares the nodes of `from` out between it and the empty bucket `to`, into which those go whose hash `moves`.
-pub(super) fn split(writer: &mut ArenaWriter, [from, to]: [Offset; 2], moves: impl Fn(u64) -> bool) {
+pub(super) fn split(
+    writer: &mut ArenaWriter,
+    [from, to]: [Offset; 2],
+    moves: impl Fn(u64) -> bool,
+) {
     let arena = std::sync::Arc::clone(writer.arena());
     let mut fillings = [from, to].map(Filling::new);
     // What is read is never overwritten before: a filling has at most as many entries as nodes were read.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::arena::Arena;
 use super::files::Pace;
+use super::format::FORMAT_VERSION;
 use super::history::History;
 use super::records::{self, Node, Version};
 use super::session::Sessions;
@@ -165,6 +166,7 @@ impl Checkpoint {
         let replicated = snapshot::encode_replicated(&self.sessions, &self.history);
         let image_bytes = tree.image().len() as u64;
         let header = Header {
+            version: FORMAT_VERSION,
             meta: meta.clone(),
             state_hash: self.state_hash,
             counts: tree.counts(),

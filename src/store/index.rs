@@ -23,7 +23,11 @@ use super::records::{self, Key, Node};
 pub(super) fn init(writer: &mut ArenaWriter) {
     records::set_split_sequence(writer, 0);
     let first = new_segment(writer, FIRST_BUCKETS);
-    records::set_segment(writer, 0, first.expect("the smallest arena has room for the first segment"));
+    records::set_segment(
+        writer,
+        0,
+        first.expect("the smallest arena has room for the first segment"),
+    );
 }
 
 /// Makes room for `keys` at once, in an index that holds none and that nobody reads yet: adding them then splits nothing.
@@ -34,6 +38,13 @@ pub(super) fn reserve(writer: &mut ArenaWriter, keys: u64) {
         count += 1;
     }
     records::set_split_sequence(writer, 2 * (count - FIRST_BUCKETS));
+}
+
+/// What [`init`] and [`reserve`] allocate for so many keys, at most.
+pub(super) fn bytes(keys: u64) -> u64 {
+    let buckets = keys.div_ceil(KEYS_PER_BUCKET).max(u64::from(FIRST_BUCKETS));
+    // The last segment is not full, and each may begin behind a gap.
+    (2 * buckets + u64::from(SEGMENTS_GROWING)) * (BUCKET_WORDS * UNIT_BYTES) as u64
 }
 
 /// What a look-up found out.
@@ -208,7 +219,8 @@ const SEGMENT_BUCKETS_MAX: u32 = 1 << 16;
 /// Segments before those of the largest size.
 const SEGMENTS_GROWING: u32 = SEGMENT_BUCKETS_MAX.ilog2() - FIRST_BUCKETS.ilog2() + 1;
 /// As many as the segments have.
-const BUCKETS_MAX: u32 = (records::SEGMENTS_MAX as u32 - SEGMENTS_GROWING + 1) * SEGMENT_BUCKETS_MAX;
+const BUCKETS_MAX: u32 =
+    (records::SEGMENTS_MAX as u32 - SEGMENTS_GROWING + 1) * SEGMENT_BUCKETS_MAX;
 /// Of the 11 that fit: fewer take more memory, more make longer chains.
 const KEYS_PER_BUCKET: u64 = 10;
 

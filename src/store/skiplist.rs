@@ -77,7 +77,9 @@ pub(super) fn insert(
     let target = Target::new(key.bytes, false);
     let mut before = tail.0;
     if !tail.is_below(writer.arena(), key.bytes) {
-        match place.filter(|place| height <= PLACE_LEVELS && place.is_below(writer.arena(), &target)) {
+        match place
+            .filter(|place| height <= PLACE_LEVELS && place.is_below(writer.arena(), &target))
+        {
             Some(place) => {
                 for (level, &from) in place.before.iter().enumerate().take(height) {
                     before[level] = target.walk(writer.arena(), from, level);

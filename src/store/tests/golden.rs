@@ -1,16 +1,17 @@
-//! The golden snapshot: a file of format version 2 that every later version of this program must read.
+//! The golden snapshots: one file of each format version, which every later version of this program must read.
 //!
-//! It is `tests/golden/snapshot-v2/000000000000001f.snap`, made once; `UPDATE_GOLDENFILES=1` makes it if it is missing, and
-//! never changes it.
+//! They are `tests/golden/snapshot-v{version}/000000000000001f.snap`, made once; `UPDATE_GOLDENFILES=1` makes the one of
+//! the present version if it is missing, and never changes it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{OPTIONS, next, open, write};
 use crate::disk::OsDisk;
 use crate::proto::command::{Command, Op};
 use crate::raft::{Index, Term};
+use crate::store::format::{FORMAT_VERSION, VERSION_OF_CHAINS};
 use crate::store::snapshot::{Dir, SnapshotMeta, name};
 use crate::store::{Pace, Range, Store};
 
@@ -36,39 +37,79 @@ fn store() -> Store {
     store
 }
 
-#[test]
-fn the_golden_snapshot_is_written_and_read_as_ever() {
-    let mut made = store();
-    assert_eq!(made.revision(), Index(0x1f));
-    let meta = SnapshotMeta {
+fn meta() -> SnapshotMeta {
+    SnapshotMeta {
         cluster: *b"0123456789abcdef",
-        index: made.revision(),
+        index: Index(0x1f),
         term: Term(3),
         membership: vec![1, 2, 3],
-    };
+    }
+}
+
+fn dir(path: &Path) -> Dir {
+    Dir::new(Arc::new(OsDisk), path.to_owned())
+}
+
+fn golden(version: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/snapshot-v{version}"))
+}
+
+#[test]
+fn a_snapshot_is_written_as_ever() {
     let place = tempfile::tempdir().unwrap();
-    let dir = |path: &Path| Dir::new(Arc::new(OsDisk), path.to_owned());
-    let (info, _) = made.checkpoint().write(&dir(place.path()), &meta, &Pace::default()).unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/snapshot-v2");
-    let path = golden.join(name(Index(0x1f)));
+    let checkpoint = store().checkpoint();
+    let (info, _) = checkpoint.write(&dir(place.path()), &meta(), &Pace::default()).unwrap();
+    let path = golden(FORMAT_VERSION).join(name(Index(0x1f)));
     if std::env::var_os("UPDATE_GOLDENFILES").is_some() && !path.exists() {
-        fs::create_dir_all(&golden).unwrap();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::copy(&info.path, &path).unwrap();
     }
     assert!(
         fs::read(&path).unwrap() == fs::read(&info.path).unwrap(),
         "this version writes other bytes: raise the format version, and keep reading this one"
     );
-    let (loaded, found) = Store::load(&dir(&golden), &path, OPTIONS).unwrap();
-    assert_eq!(found, meta);
-    assert_eq!((loaded.state_hash(), loaded.oldest()), (made.state_hash(), Index(12)));
-    assert_eq!((loaded.sessions(), loaded.time_ms()), (2, 1_700_000_001_000));
-    let (ours, theirs) = (made.reader(), loaded.reader());
-    for at in 12..=0x1f {
-        let rows = |reader: &crate::store::Reader| -> Vec<_> {
-            let rows = reader.scan(Range::ALL, Index(at));
-            rows.map(|row| (row.key.to_vec(), row.value.to_vec(), row.revision)).collect()
-        };
-        assert_eq!(rows(&theirs), rows(&ours), "at {at}");
+}
+
+#[test]
+fn snapshots_of_all_versions_are_read_and_written_to() {
+    for version in VERSION_OF_CHAINS..=FORMAT_VERSION {
+        let mut made = store();
+        let path = golden(version).join(name(Index(0x1f)));
+        let (mut loaded, found) = Store::load(&dir(&golden(version)), &path, OPTIONS).unwrap();
+        assert_eq!(found, meta());
+        assert_eq!((loaded.state_hash(), loaded.oldest()), (made.state_hash(), Index(12)));
+        assert_eq!((loaded.sessions(), loaded.time_ms()), (2, 1_700_000_001_000));
+        for store in [&mut made, &mut loaded] {
+            let session = open(store);
+            for seq in 1..=1000_u64 {
+                let key = (seq % 700).to_be_bytes();
+                write(store, session, seq, seq, Op::Put { key: &key, value: &key });
+            }
+        }
+        let (ours, theirs) = (made.reader(), loaded.reader());
+        for at in (12..=0x1f).chain([900, made.revision().0]) {
+            let rows = |reader: &crate::store::Reader| -> Vec<_> {
+                let rows = reader.scan(Range::ALL, Index(at));
+                rows.map(|row| (row.key.to_vec(), row.value.to_vec(), row.revision)).collect()
+            };
+            let expected = rows(&ours);
+            assert_eq!(rows(&theirs), expected, "version {version} at {at}");
+            for (key, value, revision) in expected {
+                let found = theirs.get(&key, Index(at)).unwrap();
+                assert_eq!((found.value, found.revision), (&value[..], revision));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_restored_snapshot_keeps_its_version() {
+    let place = tempfile::tempdir().unwrap();
+    for version in VERSION_OF_CHAINS..=FORMAT_VERSION {
+        let path = golden(version).join(name(Index(0x1f)));
+        let to = dir(place.path());
+        let info = to.adopt(&dir(&golden(version)), &path, Clone::clone).unwrap();
+        assert_eq!(fs::read(&info.path).unwrap(), fs::read(&path).unwrap());
+        to.retain(0).unwrap();
     }
 }

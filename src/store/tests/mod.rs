@@ -35,6 +35,12 @@ impl Client {
         write(&mut self.store, self.session, self.seq, self.seq, op)
     }
 
+    /// A command as the next write sends it.
+    fn command<'a>(&self, op: Op<'a>) -> Command<'a> {
+        let seq = self.seq + 1;
+        Command::Write { session: self.session, seq, answered_below: seq, op }
+    }
+
     fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome {
         self.write(Op::Put { key, value })
     }

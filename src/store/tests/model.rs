@@ -93,6 +93,42 @@ fn assert_rows<'a>(rows: impl Iterator<Item = Row<'a>>, expected: &[(&Vec<u8>, &
 }
 
 #[test]
+fn writes_that_were_announced_in_lots_are_like_those_that_were_not() {
+    let (mut client, mut random) = (Client::new(), Random(12));
+    let mut model = BTreeMap::new();
+    for lot in 0..4000_u64 {
+        let len = 1 + random.below(40);
+        let mut keys: Vec<Vec<u8>> = (0..len).map(|_| random_key(&mut random)).collect();
+        let commands: Vec<_> =
+            keys.iter().map(|key| client.command(Op::Put { key, value: b"" })).collect();
+        client.store.warm_up(commands.iter());
+        // Some are refused, some come twice, and not always in that order.
+        keys.retain(|_| random.below(8) > 0);
+        if lot % 4 == 0 {
+            keys.reverse();
+        }
+        for key in keys {
+            let (revision, existed) = (client.store.revision().0 + 1, model.contains_key(&key));
+            let outcome = client.put(&key, &revision.to_le_bytes());
+            assert_eq!(outcome, Outcome::Written { revision, existed });
+            model.insert(key, revision);
+        }
+        if lot % 100 == 0 {
+            let reader = client.store.reader();
+            let rows = reader.scan(Range::ALL, reader.latest());
+            let rows = rows.map(|row| (row.key.to_vec(), row.revision.0));
+            assert!(rows.eq(model.iter().map(|(key, revision)| (key.clone(), *revision))));
+            let found = |key| reader.get(key, reader.latest()).map(|found| found.revision.0);
+            assert!(model.iter().all(|(key, revision)| found(key) == Some(*revision)));
+        }
+    }
+    let reverse = Range { reverse: true, ..Range::ALL };
+    let reader = client.store.reader();
+    let rows = reader.scan(reverse, reader.latest()).map(|row| row.revision.0);
+    assert!(rows.eq(model.values().rev().copied()));
+}
+
+#[test]
 fn every_revision_reads_like_a_sorted_map_of_its_time() {
     let (mut client, mut random) = (Client::new(), Random(11));
     let mut model = Model::new();

@@ -1,5 +1,5 @@
-//! Publication under the model checker: what a reader sees while keys and versions are added and buckets split. Run by
-//! `.ci/model`, with `--cfg model_check`.
+//! Publication under the model checker: what a reader sees while keys and versions are added and buckets fill and split.
+//! Run by `.ci/model`, with `--cfg model_check`.
 
 use std::sync::Arc;
 
@@ -80,23 +80,60 @@ fn a_new_key_is_there_in_both_directions_when_its_revision_is() {
 }
 
 #[test]
+fn a_key_is_found_in_a_bucket_that_fills() {
+    // The next one becomes an entry of its bucket, and the one after it the beginning of its chain.
+    for before in [ENTRIES - 1, ENTRIES] {
+        let numbers: Vec<u64> = of_bucket(0).take(before + 1).collect();
+        let (first, new) = (numbers[0], numbers[before]);
+        explore(
+            move |tree| put_all(tree, &numbers[..before]),
+            move |tree| put(tree, new, &new.to_be_bytes()),
+            move |reader| {
+                let at = reader.latest();
+                assert_eq!(value(reader, &first.to_be_bytes(), at), Some(first));
+                let found = value(reader, &new.to_be_bytes(), at);
+                assert_eq!(found, (at.0 == new).then_some(new));
+            },
+        );
+    }
+}
+
+#[test]
 fn no_key_is_missed_while_its_bucket_is_split() {
-    // The first new key above this many splits bucket 0.
-    const KEYS: u64 = 96;
+    // Bucket 0 has a chain; the first new key above this many splits it.
+    const KEYS: usize = 80;
+    let mut numbers: Vec<u64> = of_bucket(0).take(ENTRIES + 2).collect();
+    let others = (1..8).flat_map(|bucket| of_bucket(bucket).take(10));
+    numbers.extend(others.take(KEYS - numbers.len()));
+    let moves = |number: &u64| hash(*number) & 8 != 0;
+    let in_first = &numbers[..ENTRIES];
+    let (stays, goes) = (in_first.iter().find(|n| !moves(n)), in_first.iter().find(|n| moves(n)));
+    let looked_for = [*stays.unwrap(), *goes.unwrap(), numbers[ENTRIES]];
+    numbers.sort_unstable();
     explore(
-        |tree| (1..=KEYS).for_each(|number| put(tree, number, &number.to_be_bytes())),
-        |tree| put(tree, KEYS + 1, b"one more"),
-        |reader| {
+        move |tree| put_all(tree, &numbers),
+        |tree| put(tree, u64::MAX, b"one more"),
+        move |reader| {
             let at = reader.latest();
-            for number in in_first_bucket(KEYS) {
+            for number in looked_for {
                 assert_eq!(value(reader, &number.to_be_bytes(), at), Some(number));
             }
         },
     );
 }
 
-/// Two of the keys that the split moves or passes.
-fn in_first_bucket(keys: u64) -> Vec<u64> {
-    let hash = |number: &u64| super::super::hash::hash64(SEED, &number.to_be_bytes());
-    (1..=keys).filter(|number| hash(number) & 63 == 0).take(2).collect()
+/// The entries of a bucket.
+const ENTRIES: usize = 11;
+
+fn put_all(tree: &mut Tree, numbers: &[u64]) {
+    numbers.iter().for_each(|&number| put(tree, number, &number.to_be_bytes()));
+}
+
+fn hash(number: u64) -> u64 {
+    crate::store::hash::hash64(SEED, &number.to_be_bytes())
+}
+
+/// Numbers whose keys belong to one of the first eight buckets, ascending.
+fn of_bucket(bucket: u64) -> impl Iterator<Item = u64> {
+    (1..).filter(move |&number| hash(number) % 8 == bucket)
 }
