@@ -19,8 +19,8 @@ use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
 use crate::raft::{
-    Config, EntryKind, EntryMeta, HardState, Index, Membership, MembershipAt, Raft, ReadId,
-    Restored, Term,
+    Config, EntryKind, EntryMeta, HardState, Index, Membership, MembershipAt, Payload, Raft,
+    ReadId, Restored, Term,
 };
 use crate::store::snapshot::{self, SnapshotMeta};
 use crate::store::{self, Store};
@@ -251,9 +251,9 @@ fn ready(
     opened: wal::Opened,
     found: snapshot::Recovery,
 ) -> Result<Opened, Error> {
-    let wal::Opened { mut log, mut writer, recovered } = opened;
+    let wal::Opened { mut log, mut writer, mut recovered } = opened;
     let snapshots = snapshots_dir(&options.disk, &options.dir);
-    let mut notes = recovered.notes.clone();
+    let mut notes = std::mem::take(&mut recovered.notes);
     notes.extend(found.damaged.iter().map(ToString::to_string));
     let (store, newest, snapshot_membership) = match found.loaded {
         Some((store, meta)) => {
@@ -264,9 +264,10 @@ fn ready(
     };
     let covered = newest.as_ref().map_or(Index(0), |at| at.index);
     let (log_base, base_term) = recovered.base;
-    let mut entries = restore_entries(&options.dir, &log, &recovered)?;
+    let mut memberships = memberships(&options.dir, &log, &recovered)?;
+    let mut entries = recovered.entries;
     let after = entries.iter().skip((covered.0 - log_base.0) as usize);
-    let log_bytes = after.map(|meta| u64::from(meta.bytes)).sum();
+    let log_bytes = after.map(|meta| u64::from(meta.body_bytes)).sum();
     let mut base = (log_base, base_term);
     let term_at = |index: Index| match index.0 - log_base.0 {
         0 => Some(base_term),
@@ -289,7 +290,18 @@ fn ready(
     check_terms(&options.dir, hard_state.term, &entries)?;
     let next_read = first_read(options.raft.seed);
     let membership = MembershipAt { index: base.0, membership: snapshot_membership };
-    let raft = Raft::new(options.raft, Restored { hard_state, base, membership, entries });
+    let entries = entries.into_iter().map(|meta| EntryMeta {
+        term: meta.term,
+        bytes: meta.body_bytes,
+        payload: match meta.kind {
+            EntryKind::Noop => Payload::Noop,
+            EntryKind::Command => Payload::Command,
+            EntryKind::Membership => {
+                memberships.remove(&meta.index).expect("all memberships were read")
+            }
+        },
+    });
+    let raft = Raft::new(options.raft, Restored { hard_state, base, membership }, entries);
     let (store_bytes, oldest) = (store.bytes(), store.oldest());
     let snapshots = Snapshots { newest, log_bytes, store_bytes, oldest, ..Snapshots::default() };
     let node = Node {
@@ -315,7 +327,7 @@ fn ready(
 }
 
 /// A snapshot may be durable before its term is, and the core takes that term then. Entries may not.
-fn check_terms(dir: &Path, term: Term, entries: &[EntryMeta]) -> Result<(), Error> {
+fn check_terms(dir: &Path, term: Term, entries: &[wal::EntryMeta]) -> Result<(), Error> {
     match entries.last() {
         Some(last) if last.term > term => {
             let reason = format!("the log ends in term {}, after the node's own", last.term);
@@ -376,22 +388,20 @@ pub(super) fn snapshot_membership(
         .map_err(|error| contradiction(format!("the snapshot at {} holds a {error}", meta.index)))
 }
 
-fn restore_entries(
+/// The memberships in the log.
+fn memberships(
     dir: &Path,
     log: &wal::Log,
     recovered: &wal::Recovered,
-) -> Result<Vec<EntryMeta>, Error> {
-    let mut metas = Vec::with_capacity(recovered.entries.len());
-    for entry in &recovered.entries {
-        let mut body = bytes::Bytes::new();
-        if entry.kind == EntryKind::Membership {
-            body = log.entry(entry.index)?.body;
-        }
+) -> Result<BTreeMap<Index, Payload>, Error> {
+    let entries = recovered.entries.iter().filter(|entry| entry.kind == EntryKind::Membership);
+    let payload = |entry: &wal::EntryMeta| {
+        let body = log.entry(entry.index)?.body;
         let payload = wire::payload(entry.kind, &body).map_err(|error| Error::Contradiction {
             dir: dir.to_owned(),
             reason: format!("the log holds a {error} at index {}", entry.index),
         })?;
-        metas.push(EntryMeta { term: entry.term, bytes: entry.body_bytes, payload });
-    }
-    Ok(metas)
+        Ok((entry.index, payload))
+    };
+    entries.map(payload).collect()
 }

@@ -82,12 +82,10 @@ pub struct Config {
 pub struct Restored {
     /// Term, vote and commit index.
     pub hard_state: HardState,
-    /// The index and term of the entry before the first in `entries`.
+    /// The index and term of the entry before the first of the log.
     pub base: (Index, Term),
     /// The membership in force at the base.
     pub membership: MembershipAt,
-    /// What the log holds, all durable.
-    pub entries: Vec<EntryMeta>,
 }
 
 /// One node's share in the protocol.
@@ -109,18 +107,23 @@ pub struct Raft {
 }
 
 impl Raft {
-    /// A follower with what survived the last run. A log that alone is a majority may run at once.
+    /// A follower with what survived the last run, and the log's entries, all durable. A log that alone is a majority may run
+    /// at once.
     ///
     /// # Panics
     /// If the configuration makes no sense or what survived contradicts itself: the shell checks
     /// both, with an error for people, before.
-    pub fn new(config: Config, restored: Restored) -> Raft {
+    pub fn new(
+        config: Config,
+        restored: Restored,
+        entries: impl IntoIterator<Item = EntryMeta>,
+    ) -> Raft {
         assert!(config.heartbeat_ticks >= 1, "heartbeats need time");
         assert!(config.election_ticks > config.heartbeat_ticks, "elections outlast heartbeats");
         assert!(config.append_entries_max >= 1, "a message has room for an entry");
         let (base, base_term) = restored.base;
         let mut log = Log::new(base, base_term, restored.membership);
-        for meta in restored.entries {
+        for meta in entries {
             log.append(meta);
         }
         let mut hard = restored.hard_state;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::damage::Damage;
 use super::format::{BLOCK_BYTES, Kind};
-use super::loaded::{Loaded, Segment};
+use super::loaded::{Found, Segment, Unread};
 use super::mark::{Mark, MarkFile};
 use super::scan::Scan;
 use super::segment::{SEGMENT_HEADER_BYTES, parse_name, segment_path};
@@ -93,10 +93,10 @@ pub fn dump(disk: &dyn Disk, dir: &Path, visit: &mut dyn FnMut(Item)) -> Result<
     seqs.sort_unstable();
     for seq in seqs {
         let path = segment_path(dir, seq);
-        match Segment::load(disk, path.clone(), Vec::new())? {
-            Loaded::Segment(segment) => dump_segment(&segment, visit),
-            Loaded::Headless(reason) => visit(Item::Damage(Damage::new(&path, 0, reason))),
-            Loaded::Missing => {}
+        match Unread::open(disk, path.clone())? {
+            Found::Segment(segment) => dump_segment(&segment.read(Vec::new())?, visit),
+            Found::Headless(reason) => visit(Item::Damage(Damage::new(&path, 0, reason))),
+            Found::Missing => {}
         }
     }
     Ok(())
@@ -183,7 +183,7 @@ pub fn identity(disk: &dyn Disk, dir: &Path) -> Result<Identity, Error> {
         return Ok(mark.mark().identity);
     }
     for seq in disk.list(dir)?.iter().filter_map(|name| parse_name(name)) {
-        if let Loaded::Segment(segment) = Segment::load(disk, segment_path(dir, seq), Vec::new())? {
+        if let Found::Segment(segment) = Unread::open(disk, segment_path(dir, seq))? {
             return Ok(segment.header.identity);
         }
     }

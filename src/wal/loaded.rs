@@ -8,36 +8,44 @@ use super::segment::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::{Error, SegmentMap};
 use crate::disk::{self, Access, Disk, File};
 
-/// A segment with a header that is right.
+/// A segment with a header that is right, of which nothing else was read.
+pub(super) struct Unread {
+    pub(super) path: PathBuf,
+    pub(super) header: SegmentHeader,
+    file: Arc<dyn File>,
+    /// The file's length.
+    length: usize,
+}
+
+/// A segment that was read.
 pub(super) struct Segment {
     pub(super) path: PathBuf,
     pub(super) header: SegmentHeader,
     pub(super) codec: Codec,
     pub(super) bytes: Vec<u8>,
-    file: Arc<dyn File>,
     /// Whether the device refused to read a part, which `bytes` then has as [`UNREADABLE`].
     has_unreadable: bool,
 }
 
 /// What a file that should be a segment is.
-pub(super) enum Loaded {
+pub(super) enum Found {
     /// A segment.
-    Segment(Box<Segment>),
+    Segment(Unread),
     /// There is no such file.
     Missing,
     /// The header says nothing: both copies are gone, or the file is none of ours.
     Headless(&'static str),
 }
 
-impl Segment {
-    /// Reads a file of the log into `memory`, after dropping what the system has cached of it.
+impl Unread {
+    /// Opens a file of the log, after dropping what the system has cached of it, and reads its header.
     ///
     /// # Errors
     /// What the disk says, but for parts that it cannot read; [`Error::Version`].
-    pub(super) fn load(disk: &dyn Disk, path: PathBuf, memory: Vec<u8>) -> Result<Loaded, Error> {
+    pub(super) fn open(disk: &dyn Disk, path: PathBuf) -> Result<Found, Error> {
         let file = match disk.open(&path) {
             Ok(file) => file,
-            Err(error) if error.is_not_found() => return Ok(Loaded::Missing),
+            Err(error) if error.is_not_found() => return Ok(Found::Missing),
             Err(error) => return Err(error.into()),
         };
         // What an earlier process wrote and did not sync becomes durable here, or is not seen. A failure does not
@@ -46,38 +54,56 @@ impl Segment {
         file.forget_cache()?;
         let length = file.bytes()?;
         if length < SEGMENT_HEADER_BYTES as u64 {
-            return Ok(Loaded::Headless("the file is shorter than the header of a segment"));
+            return Ok(Found::Headless("the file is shorter than the header of a segment"));
         }
         if length > u64::from(u32::MAX) {
-            return Ok(Loaded::Headless("the file is longer than any segment"));
+            return Ok(Found::Headless("the file is longer than any segment"));
         }
-        let (mut bytes, has_unreadable) = read(&*file, length as usize, memory)?;
-        let header = match SegmentHeader::decode(&bytes[..SEGMENT_HEADER_BYTES]) {
+        let (bytes, _) = read(&*file, SEGMENT_HEADER_BYTES, Vec::new())?;
+        let header = match SegmentHeader::decode(&bytes) {
             Header::Good(header) => header,
-            Header::Bad => return Ok(Loaded::Headless("both copies of the header are damaged")),
+            Header::Bad => return Ok(Found::Headless("both copies of the header are damaged")),
             Header::Version(version) => return Err(Error::Version { path, version }),
         };
         if header.bytes > u64::from(u32::MAX) {
-            return Ok(Loaded::Headless("the header is not possible"));
+            return Ok(Found::Headless("the header is not possible"));
         }
+        Ok(Found::Segment(Unread { path, header, file, length: length as usize }))
+    }
+
+    /// Reads it into `memory`.
+    ///
+    /// # Errors
+    /// What the disk says, but for parts that it cannot read.
+    pub(super) fn read(self, memory: Vec<u8>) -> Result<Segment, Error> {
+        let Unread { path, header, file, length } = self;
+        let (mut bytes, has_unreadable) = read(&*file, length, memory)?;
         // A file that was cut short reads as never written from there on; what was durable there is missed anyway.
         bytes.resize(header.bytes as usize, 0);
         let codec = Codec::new(header.salt);
-        Ok(Loaded::Segment(Box::new(Segment { path, header, codec, bytes, file, has_unreadable })))
+        Ok(Segment { path, header, codec, bytes, has_unreadable })
     }
 
     /// The same for those who read entries later, by way of a map.
     pub(super) fn shared(&self) -> Result<SegmentMap, Error> {
         let map = self.file.map(Access::Read)?;
         let (seq, path) = (self.header.seq, self.path.as_path().into());
-        Ok(SegmentMap { seq, path, codec: self.codec.clone(), map })
+        Ok(SegmentMap { seq, path, codec: Codec::new(self.header.salt), map })
     }
+}
 
+impl Segment {
     /// The record at `offset`: header and body on disk, if all of it is valid.
     pub(super) fn record(&self, offset: usize) -> Option<(Head, &[u8])> {
         let head = self.head(offset)?;
+        let masked = self.body(offset, &head)?;
+        Some((head, masked))
+    }
+
+    /// The body on disk of the record at `offset`, which has this header, if it is valid.
+    pub(super) fn body(&self, offset: usize, head: &Head) -> Option<&[u8]> {
         let masked = self.bytes.get(offset + BLOCK_BYTES..offset + head.record_bytes())?;
-        self.codec.body_is_valid(offset as u64, &head, masked).then_some((head, masked))
+        self.codec.body_is_valid(offset as u64, head, masked).then_some(masked)
     }
 
     /// The header of the record at `offset`, whatever its body is.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::ahead::Ahead;
 use super::damage::Damage;
 use super::format::Kind;
-use super::loaded::{Loaded, Segment};
+use super::loaded::{self, Unread};
 use super::log::{Found, Log};
 use super::mark::{Mark, MarkFile, mark_path};
 use super::mend::Damaged;
@@ -238,7 +238,7 @@ fn last_segment(
     for seq in seqs.into_iter().filter(|seq| *seq > mark.last_seq) {
         let path = segment_path(dir, seq);
         let is_sound = seq == mark.last_seq.saturating_add(1)
-            && matches!(Segment::load(disk, path.clone(), Vec::new())?, Loaded::Segment(segment)
+            && matches!(Unread::open(disk, path.clone())?, loaded::Found::Segment(segment)
                 if segment.header.seq == seq && segment.header.identity == identity);
         if is_sound {
             last = seq;

@@ -18,12 +18,13 @@
 //! anybody speaks of them, since nothing but a second reading of the device says that they are there.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::damage::Damage;
 use super::format::{BLOCK_BYTES, Head, Kind};
-use super::loaded::{Loaded, Segment};
+use super::loaded::{Found, Segment, Unread};
 use super::mark::Mark;
 use super::replay::Replay;
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, segment_path, torn_path};
@@ -109,33 +110,22 @@ impl Scan {
     /// # Errors
     /// What the disk says; [`Error::Foreign`], [`Error::Version`]. Damage is no error here.
     pub(super) fn run(&mut self, first_seq: u32, last_seq: u32) -> Result<(), Error> {
-        let mut following = match first_seq <= last_seq {
-            true => self.load(first_seq)?,
+        let mut segment = match first_seq <= last_seq {
+            true => self.open(first_seq)?.map(|first| first.read(Vec::new())).transpose()?,
             false => None,
         };
         for seq in first_seq..=last_seq {
-            let segment = following.take();
-            following = match seq < last_seq {
-                true => self.load(seq + 1)?,
-                false => None,
-            };
-            let Some(segment) = segment else {
-                if seq == last_seq {
-                    // Nobody says how far it went: at least one record of it is lost.
-                    self.lose_up_to(self.durable.max(self.ordinal + 1));
-                }
-                continue;
-            };
-            self.enter(&segment.header, &segment.path);
-            if seq == last_seq {
-                self.walk_last(&segment)?;
-            } else if let Some(next) = &following {
-                self.walk(&segment, next.header.first_ordinal - 1);
-            } else {
-                // The next one is gone: this one is good as far as it goes.
-                self.walk(&segment, u64::MAX);
-            }
-            self.memory = segment.bytes;
+            let next = if seq < last_seq { self.open(seq + 1)? } else { None };
+            let end = next.as_ref().map(|next| next.header.first_ordinal - 1);
+            let memory = std::mem::take(&mut self.memory);
+            // One segment is read while the one before it is walked.
+            segment = std::thread::scope(|scope| {
+                let reading = next.map(|next| scope.spawn(|| next.read(memory)));
+                self.visit(segment.take(), end, seq == last_seq)?;
+                let read = reading.map(|reading| reading.join());
+                let read = read.map(|read| read.unwrap_or_else(|panic| resume_unwind(panic)));
+                read.transpose()
+            })?;
         }
         if self.ordinal < self.durable {
             self.lose_up_to(self.durable);
@@ -143,6 +133,30 @@ impl Scan {
                 self.damages.push(Damage::new(&self.dir, 0, "acknowledged records are missing"));
             }
         }
+        Ok(())
+    }
+
+    /// Walks a segment, unless it is gone; the record `end` is the last one before the next, if that is there.
+    fn visit(
+        &mut self,
+        segment: Option<Segment>,
+        end: Option<u64>,
+        is_last: bool,
+    ) -> Result<(), Error> {
+        let Some(segment) = segment else {
+            if is_last {
+                // Nobody says how far it went: at least one record of it is lost.
+                self.lose_up_to(self.durable.max(self.ordinal + 1));
+            }
+            return Ok(());
+        };
+        self.enter(&segment.header, &segment.path);
+        match end {
+            _ if is_last => self.walk_last(&segment)?,
+            // With the next one gone, this one is good as far as it goes.
+            end => self.walk(&segment, end.unwrap_or(u64::MAX)),
+        }
+        self.memory = segment.bytes;
         Ok(())
     }
 
@@ -158,14 +172,13 @@ impl Scan {
     }
 
     /// The segment, or `None` if it is gone, which is noted.
-    fn load(&mut self, seq: u32) -> Result<Option<Segment>, Error> {
+    fn open(&mut self, seq: u32) -> Result<Option<Unread>, Error> {
         let path = segment_path(&self.dir, seq);
-        let memory = std::mem::take(&mut self.memory);
-        let lost = match Segment::load(&*self.disk, path.clone(), memory)? {
-            Loaded::Segment(segment) if segment.header.seq != seq => {
+        let lost = match Unread::open(&*self.disk, path.clone())? {
+            Found::Segment(segment) if segment.header.seq != seq => {
                 format!("the header is that of segment {:x}", segment.header.seq)
             }
-            Loaded::Segment(segment) => {
+            Found::Segment(segment) => {
                 check_identity(&path, self.identity, segment.header.identity)?;
                 let shared = segment.shared()?;
                 self.segments.insert(seq, shared);
@@ -174,10 +187,10 @@ impl Scan {
                 let header = &segment.header;
                 self.durable = self.durable.max(header.first_ordinal - 1).max(header.born_ordinal);
                 self.incarnation = self.incarnation.max(header.incarnation);
-                return Ok(Some(*segment));
+                return Ok(Some(segment));
             }
-            Loaded::Missing => "the segment is missing".to_owned(),
-            Loaded::Headless(reason) => reason.to_owned(),
+            Found::Missing => "the segment is missing".to_owned(),
+            Found::Headless(reason) => reason.to_owned(),
         };
         self.damages.push(Damage::new(&path, 0, lost));
         Ok(None)
@@ -287,8 +300,8 @@ impl Scan {
             return None;
         }
         let place = Place { segment: segment.header.seq, offset: offset as u32 };
-        let applied = match segment.record(offset) {
-            Some((head, masked)) => {
+        let applied = match segment.body(offset, &head) {
+            Some(masked) => {
                 // Only hard states are looked into: the bodies of entries stay on the disk.
                 let wanted = if head.kind == Kind::Hard { head.body_bytes as usize } else { 0 };
                 let mut body = masked[..wanted].to_vec();

@@ -90,14 +90,14 @@ impl Disk {
             hard_state: self.hard,
             base: self.base,
             membership: MembershipAt { index: Index(0), membership: self.membership.clone() },
-            entries: self.entries.clone(),
         }
     }
 }
 
 impl Node {
     pub(crate) fn new(config: Config, mut disk: Disk) -> Node {
-        let raft = Raft::new(config, disk.restore());
+        let restored = disk.restore();
+        let raft = Raft::new(config, restored, disk.entries.iter().cloned());
         let log = disk.clone();
         Node { raft, disk, log, is_manual: false, pending: VecDeque::new() }
     }
