@@ -16,6 +16,7 @@
 
 mod agreement;
 mod apply;
+mod create;
 mod io;
 mod members;
 mod open;
@@ -28,14 +29,12 @@ mod wire;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use agreement::Divergence;
+pub use create::{init, init_learner, restore};
 pub use io::{
     CheckpointJob, Checkpointed, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo,
     Request, RequestBody, Sent, SnapshotAt,
 };
-pub use open::{
-    Error, OpenOptions, Opened, Opening, holds_data, init, init_learner, open, restore,
-    snapshots_dir,
-};
+pub use open::{Error, OpenOptions, Opened, Opening, holds_data, open, snapshots_dir};
 pub use repair::{Outcome, Repair};
 pub use wire::{check_membership, decode_message};
 

@@ -5,7 +5,7 @@
 //! | `wal/` | the log, see [`crate::wal`] |
 //! | `snapshots/` | the two newest snapshots, see [`crate::store::snapshot`] |
 //!
-//! A directory is made once, by [`init`], and [`open`] refuses an empty one: a node that lost its
+//! A directory is made once, by [`init`](super::init), and [`open`] refuses an empty one: a node that lost its
 //! directory has forgotten its vote and what it confirmed, and coming back under its old name could
 //! undo what the cluster acknowledged.
 
@@ -19,12 +19,12 @@ use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
 use crate::raft::{
-    Config, EntryKind, EntryMeta, HardState, Index, Membership, MembershipAt, Payload, Raft,
-    ReadId, Restored, Term,
+    Config, EntryKind, EntryMeta, Index, Membership, MembershipAt, Payload, Raft, ReadId, Restored,
+    Term,
 };
 use crate::store::snapshot::{self, SnapshotMeta};
 use crate::store::{self, Store};
-use crate::wal::{self, BatchBuilder, Writer};
+use crate::wal::{self, Writer};
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -125,83 +125,6 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
-/// Makes the data directory of a new cluster's node: its log begins with the membership.
-///
-/// # Errors
-/// [`Error::NotEmpty`] if there is a node in it already; otherwise what the disk says.
-pub fn init(options: &OpenOptions, membership: &Membership) -> Result<(), Error> {
-    let wal::Opened { mut log, mut writer, recovered } = open_fresh(options)?;
-    // Also what an earlier try left behind that did not come to its end.
-    if !is_blank(&recovered) {
-        return Err(Error::NotEmpty(options.dir.clone()));
-    }
-    snapshots_dir(&options.disk, &options.dir).create()?;
-    let mut body = Vec::new();
-    proto::encode(membership, &mut body);
-    let mut builder = BatchBuilder::new(Index(1));
-    builder.push(Term(1), EntryKind::Membership, &body);
-    log.save_hard_state(HardState { term: Term(1), voted_for: None, commit_index: Index(1) });
-    log.append(builder.finish());
-    writer.write_and_sync(log.take_pending())?;
-    Ok(())
-}
-
-/// Makes the data directory of a new cluster's node out of a snapshot of another one: the state is that of the snapshot,
-/// the membership is `membership`, and the log begins after it, `skipped` revisions later. Gives where.
-///
-/// # Errors
-/// [`Error::NotEmpty`] if there is a node in the directory already, [`Error::SameCluster`] if it would be of the
-/// cluster that the snapshot is of; otherwise what the snapshot or the disk says. Until it is done the directory counts
-/// as empty, and it can be done again.
-pub fn restore(
-    options: &OpenOptions,
-    membership: &Membership,
-    (from, file): (&snapshot::Dir, &Path),
-    skipped: u64,
-) -> Result<Index, Error> {
-    let cluster = options.identity.cluster;
-    if from.verify(file)?.cluster == cluster {
-        return Err(Error::SameCluster);
-    }
-    let wal::Opened { mut log, mut writer, recovered } = open_fresh(options)?;
-    if !is_blank(&recovered) {
-        return Err(Error::NotEmpty(options.dir.clone()));
-    }
-    let snapshots = snapshots_dir(&options.disk, &options.dir);
-    snapshots.create()?;
-    let mut encoded = Vec::new();
-    proto::encode(membership, &mut encoded);
-    let written = snapshots.adopt(from, file, |meta| SnapshotMeta {
-        cluster,
-        index: meta.index.plus(skipped),
-        term: Term(1),
-        membership: encoded,
-    })?;
-    let (index, term) = (written.index, written.term);
-    // The log last: without it the directory is an empty one.
-    log.reset(index, term);
-    log.save_hard_state(HardState { term, voted_for: None, commit_index: index });
-    writer.write_and_sync(log.take_pending())?;
-    Ok(index)
-}
-
-/// Makes the data directory of a node that joins a cluster: its log is empty, and it waits for the leader.
-///
-/// # Errors
-/// As [`init`].
-pub fn init_learner(options: &OpenOptions) -> Result<(), Error> {
-    let wal::Opened { mut log, mut writer, recovered } = open_fresh(options)?;
-    if !is_blank(&recovered) {
-        return Err(Error::NotEmpty(options.dir.clone()));
-    }
-    snapshots_dir(&options.disk, &options.dir).create()?;
-    // Nobody runs in the term of the first membership, so no vote of it is forgotten here.
-    let term = Term(1);
-    log.save_hard_state(HardState { term, voted_for: None, commit_index: Index(0) });
-    writer.write_and_sync(log.take_pending())?;
-    Ok(())
-}
-
 /// Opens the data directory of a node and recovers what survived.
 ///
 /// # Errors
@@ -210,14 +133,25 @@ pub fn open(options: OpenOptions) -> Result<Opening, Error> {
     if !holds_data(&*options.disk, &options.dir) {
         return Err(Error::Empty(options.dir));
     }
+    let newest = snapshots_dir(&options.disk, &options.dir).list()?;
+    let covered = newest.first().map_or(Index(0), |(index, _)| *index);
+    open_above(options, covered)
+}
+
+/// The same, when the newest snapshot says that it covers this index: if it is damaged, all of the log is needed.
+fn open_above(options: OpenOptions, covered: Index) -> Result<Opening, Error> {
     let snapshots = snapshots_dir(&options.disk, &options.dir);
-    match open_log(&options)? {
+    match open_log(&options, covered)? {
         wal::Opening::Damaged(damaged) => repair::begin(*damaged, options, Vec::new()),
         wal::Opening::Whole(opened) if is_blank(&opened.recovered) => {
             Err(Error::Empty(options.dir))
         }
         wal::Opening::Whole(opened) => {
             let found = snapshots.load_newest(options.store)?;
+            if covered > Index(0) && self::covered(&found).0 < covered {
+                drop(opened);
+                return open_above(options, Index(0));
+            }
             match covers(&options, &found, opened.recovered.base.0) {
                 Err(gap) if options.has_others => Repair::of_lost(options, gap.to_string()),
                 Err(gap) => Err(gap),
@@ -357,22 +291,14 @@ pub fn holds_data(disk: &dyn Disk, data: &Path) -> bool {
 }
 
 /// Whether nothing was ever logged: no node ran here, so none has voted or confirmed anything.
-fn is_blank(recovered: &wal::Recovered) -> bool {
+pub(super) fn is_blank(recovered: &wal::Recovered) -> bool {
     let has_term = recovered.hard_state.term > Term(0);
     recovered.entries.is_empty() && recovered.base.0 == Index(0) && !has_term
 }
 
-fn open_log(options: &OpenOptions) -> Result<wal::Opening, Error> {
+pub(super) fn open_log(options: &OpenOptions, covered: Index) -> Result<wal::Opening, Error> {
     let dir = options.dir.join("wal");
-    Ok(wal::open(Arc::clone(&options.disk), &dir, options.identity, options.log)?)
-}
-
-/// The log of a directory where no node ran yet.
-fn open_fresh(options: &OpenOptions) -> Result<wal::Opened, Error> {
-    match open_log(options)? {
-        wal::Opening::Whole(opened) => Ok(*opened),
-        wal::Opening::Damaged(_) => Err(Error::NotEmpty(options.dir.clone())),
-    }
+    Ok(wal::open_above(Arc::clone(&options.disk), &dir, options.identity, options.log, covered)?)
 }
 
 pub(super) fn snapshot_membership(

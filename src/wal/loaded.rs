@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::format::{BLOCK_BYTES, Codec, Head, SECTOR_BYTES};
+use super::format::{BLOCK_BYTES, Codec, Head, Kind, SECTOR_BYTES};
+use super::rotation::OPENING_BYTES;
 use super::segment::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::{Error, SegmentMap};
 use crate::disk::{self, Access, Disk, File};
+use crate::raft::Index;
 
 /// A segment with a header that is right, of which nothing else was read.
 pub(super) struct Unread {
@@ -69,6 +71,25 @@ impl Unread {
             return Ok(Found::Headless("the header is not possible"));
         }
         Ok(Found::Segment(Unread { path, header, file, length: length as usize }))
+    }
+
+    /// The last index before it, which each segment repeats at its beginning; `None` if that cannot be read.
+    ///
+    /// # Errors
+    /// What the disk says, but for parts that it cannot read.
+    pub(super) fn position(&self) -> Result<Option<Index>, Error> {
+        let length = self.length.min(SEGMENT_HEADER_BYTES + OPENING_BYTES);
+        let (bytes, has_unreadable) = read(&*self.file, length, Vec::new())?;
+        let (path, header, codec) = (PathBuf::new(), self.header, Codec::new(self.header.salt));
+        let opening = Segment { path, header, codec, bytes, has_unreadable };
+        let mut offset = SEGMENT_HEADER_BYTES;
+        while let Some((head, _)) = opening.record(offset) {
+            if head.kind == Kind::Position {
+                return Ok(Some(head.index));
+            }
+            offset += head.record_bytes();
+        }
+        Ok(None)
     }
 
     /// Reads it into `memory`.

@@ -48,6 +48,7 @@ mod replay;
 mod rotation;
 mod scan;
 mod segment;
+mod skip;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -63,7 +64,7 @@ pub use damage::Damage;
 pub use inspect::{Item, Report, What, dump, identity, verify};
 pub use log::{Log, MEMORY_BYTES};
 pub use mend::{Damaged, NotWanted};
-pub use recovery::{Opening, open};
+pub use recovery::{Opening, open, open_above};
 pub use replay::Gap;
 pub use writer::{Persisted, Room, Writer};
 
@@ -100,6 +101,8 @@ pub struct Options {
     pub prepare_on_thread: bool,
     /// Seed of the segments' salts: random in production, chosen in simulations.
     pub salt_seed: u64,
+    /// Entries that are recovered at least although a snapshot covers them, for followers that lag behind it.
+    pub entries_kept: u64,
 }
 
 impl Options {
@@ -109,10 +112,13 @@ impl Options {
         // Without the system's randomness the salts still differ by incarnation and segment.
         let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut seed);
         let salt_seed = u64::from_le_bytes(seed);
-        Options { segment_bytes: SEGMENT_BYTES, io, prepare_on_thread: true, salt_seed }
+        let (segment_bytes, prepare_on_thread) = (SEGMENT_BYTES, true);
+        Options { segment_bytes, io, prepare_on_thread, salt_seed, entries_kept: ENTRIES_KEPT }
     }
 }
 
+/// As many as a follower may lack for a moment.
+const ENTRIES_KEPT: u64 = 4096;
 /// Length of a segment unless chosen otherwise.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// Shortest segment: header, opening records and a few small entries.

@@ -20,6 +20,7 @@ use super::mark::{Mark, MarkFile, mark_path};
 use super::mend::Damaged;
 use super::scan::{Scan, check_identity};
 use super::segment::{mending_path, parse_mending_name, parse_name, segment_path, stray_path};
+use super::skip::Skip;
 use super::writer::{Room, Writer};
 use super::{Error, Identity, Opened, Options, Recovered, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::disk::{Disk, Lock};
@@ -34,8 +35,8 @@ pub enum Opening {
     Damaged(Box<Damaged>),
 }
 
-/// Opens the log in `dir`, which is made when missing, and recovers what is in it. Everything that is returned is
-/// durable, and a fresh segment waits for more.
+/// Opens the log in `dir`, which is made when missing, and recovers what is in it. Everything that is returned is durable,
+/// and a fresh segment waits for more.
 ///
 /// # Errors
 /// [`Error::Locked`], [`Error::Foreign`], [`Error::Version`], [`Error::NoSpace`], [`Error::Disk`]: nothing that was
@@ -48,6 +49,24 @@ pub fn open(
     dir: &Path,
     identity: Identity,
     options: Options,
+) -> Result<Opening, Error> {
+    open_above(disk, dir, identity, options, Index(0))
+}
+
+/// The same, but without the segments that a good snapshot at index `covered` makes superfluous, unless something is
+/// damaged; see `skip.rs`.
+///
+/// # Errors
+/// As [`open`].
+///
+/// # Panics
+/// As [`open`].
+pub fn open_above(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    identity: Identity,
+    options: Options,
+    covered: Index,
 ) -> Result<Opening, Error> {
     let segment_bytes = options.segment_bytes;
     assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes), "{segment_bytes}");
@@ -62,16 +81,12 @@ pub fn open(
     let known = mark.as_ref().map_or_else(|| Mark::of_all(identity, &names), |mark| *mark.mark());
     finish_mending(&*disk, dir, &known, &names)?;
     let (last_seq, stray) = last_segment(&*disk, dir, identity, &known)?;
-    let mut scan = Scan::new(disk.clone(), dir, identity, known);
-    scan.run(known.first_seq, last_seq)?;
-    let hard = last_hard(&scan);
-    let is_behind = known.term > hard.term
-        || (known.term == hard.term
-            && known.voted_for.is_some_and(|_| known.voted_for != hard.voted_for));
-    if is_behind && scan.damages.is_empty() {
-        let reason = "the log lost a term or vote that the mark knows";
-        scan.damages.push(Damage::new(&mark_path(dir), 0, reason));
-        scan.replay.lose(1);
+    let covered = Index(covered.0.saturating_sub(options.entries_kept));
+    let skip = Skip::find(&*disk, dir, identity, (&known, last_seq), &names, covered)?;
+    let walk = |skip| walk(&disk, dir, identity, (known, last_seq), skip);
+    let (mut scan, mut hard) = walk(skip)?;
+    if !scan.damages.is_empty() {
+        (scan, hard) = walk(Skip::nothing(&known))?;
     }
     if scan.damages.is_empty() {
         let opened = begin(disk, dir, identity, options, Begin { mark, scan, hard, lock, stray })?;
@@ -80,6 +95,29 @@ pub fn open(
     scan.apply_tail();
     let damaged = Damaged::new(disk, dir, identity, options, (mark, last_seq), scan, lock);
     Ok(Opening::Damaged(Box::new(damaged)))
+}
+
+/// Walks what is not passed over, and compares the hard state with the mark.
+fn walk(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    identity: Identity,
+    (mark, last_seq): (Mark, u32),
+    skip: Skip,
+) -> Result<(Scan, HardState), Error> {
+    let first_seq = skip.first_seq;
+    let mut scan = Scan::new(disk.clone(), dir, identity, Mark { first_seq, ..mark });
+    scan.run(first_seq, last_seq)?;
+    let hard = last_hard(&scan);
+    let has_other_vote = mark.voted_for.is_some_and(|_| mark.voted_for != hard.voted_for);
+    let is_behind = mark.term > hard.term || (mark.term == hard.term && has_other_vote);
+    if is_behind && scan.damages.is_empty() {
+        let reason = "the log lost a term or vote that the mark knows";
+        scan.damages.push(Damage::new(&mark_path(dir), 0, reason));
+        scan.replay.lose(1);
+    }
+    skip.extents.into_iter().rev().for_each(|extent| scan.extents.push_front(extent));
+    Ok((scan, hard))
 }
 
 /// What [`begin`] goes on from.

@@ -146,4 +146,4 @@ impl Writer {
 /// The next segment is there before this one is full, also under load.
 const FIRST_SEGMENT_BYTES_MAX: u64 = 8 << 20;
 /// The records that open a segment: Hard with its body, SnapMark, Position.
-const OPENING_BYTES: usize = 4 * super::format::BLOCK_BYTES;
+pub(super) const OPENING_BYTES: usize = 4 * super::format::BLOCK_BYTES;

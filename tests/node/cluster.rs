@@ -137,6 +137,7 @@ impl Cluster {
                 io: wal::LogIo::Write,
                 prepare_on_thread: false,
                 salt_seed: self.starts,
+                entries_kept: 8,
             },
             store: STORE,
             raft: Config {

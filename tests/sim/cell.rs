@@ -221,6 +221,7 @@ impl Cell {
                 io: options.disk.io,
                 prepare_on_thread: false,
                 salt_seed,
+                entries_kept: 8,
             },
             store: STORE,
             raft: Config {

@@ -5,6 +5,7 @@ mod golden;
 mod mending;
 mod ordinary;
 mod proof;
+mod skipping;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +27,8 @@ struct Rig {
 const OWNER: Identity = Identity { cluster: [7; 16], node: NodeId(3) };
 
 fn options(io: LogIo) -> Options {
-    Options { segment_bytes: SEGMENT_BYTES_MIN, io, prepare_on_thread: false, salt_seed: 42 }
+    let (segment_bytes, prepare_on_thread) = (SEGMENT_BYTES_MIN, false);
+    Options { segment_bytes, io, prepare_on_thread, salt_seed: 42, entries_kept: 0 }
 }
 
 impl Rig {
