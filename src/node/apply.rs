@@ -162,7 +162,7 @@ impl Node {
             Adoption::Adopted => self.snapshots.store_bytes = image_bytes,
             Adoption::Behind(catch_up) => {
                 self.snapshots.running = true;
-                output.catch_up = Some(catch_up);
+                output.catch_up = Some(*catch_up);
             }
             Adoption::Declined => {}
         }

@@ -87,7 +87,7 @@ pub enum Error {
     },
 }
 
-/// What [`open`] and [`init`] are told.
+/// What [`open`] and [`init`](super::init) are told.
 pub struct OpenOptions {
     /// The data directory.
     pub dir: PathBuf,

@@ -1,5 +1,5 @@
 //! One reserved region of memory in which everything of the store lies, and the only `unsafe` code of it (beside the
-//! two payload views in `records.rs`).
+//! two payload views in `records.rs` and `versions.rs`).
 //!
 //! **For:** records that link to each other by 32-bit offsets, written by one thread and read by any number of threads
 //! without a lock; and an image of them that is a file without any translation.
@@ -129,7 +129,7 @@ impl Arena {
         let pointer = self.pointer(at, index * 4, 4).cast::<AtomicU32>();
         // SAFETY: in bounds (`pointer` checked it), aligned (the map is page-aligned, offsets are multiples of 8,
         // `index * 4` of 4), initialised (anonymous memory is zero), and words are only touched as atomics of this
-        // size once they can be known to another thread (module docs; `records.rs` and `index.rs` hold to it).
+        // size once they can be known to another thread (module docs; the records, versions and buckets hold to it).
         unsafe { &*pointer }
     }
 

@@ -18,10 +18,11 @@ use super::arena::Arena;
 use super::files::Pace;
 use super::format::FORMAT_VERSION;
 use super::history::History;
-use super::records::{self, Node, Version};
+use super::records::{self, Node};
 use super::session::Sessions;
 use super::snapshot::{self, Dir, Header, SnapshotInfo, SnapshotMeta};
 use super::tree::{Change, Tree};
+use super::versions::Version;
 use super::{Error, Options, Store, skiplist};
 use crate::raft::Index;
 
@@ -60,7 +61,7 @@ pub enum Adoption {
     /// The store goes on in it.
     Adopted,
     /// It lacks much of what was written meanwhile; to be offered again after [`CatchUp::run`].
-    Behind(CatchUp),
+    Behind(Box<CatchUp>),
     /// The store stays where it is: too little is dead, or it was replaced or writes too fast.
     Declined,
 }
@@ -99,7 +100,7 @@ impl Store {
         match len {
             Some(len) if len > changes_max && compacted.rounds < ROUNDS_MAX => {
                 let changes = self.tree.take_journal(false).expect("it has a length");
-                Adoption::Behind(CatchUp { compacted, changes })
+                Adoption::Behind(Box::new(CatchUp { compacted, changes }))
             }
             Some(len) if len <= changes_max => {
                 let changes = self.tree.take_journal(true).expect("it has a length");

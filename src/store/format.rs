@@ -23,7 +23,7 @@
 //! | 104 | m | membership |
 //! | 104 + m | 4 | crc of all before |
 //! | 108 + m | | state section, s bytes in blocks: time, sessions, then oldest revision and clock marks, in postcard |
-//! | | | image section: the arena from its first byte (format: `records.rs`), in blocks |
+//! | | | image section: the arena from its first byte (format: `records.rs`, `versions.rs`, `bucket.rs`), in blocks |
 //! | | 16 | digest of all before: two 64-bit hashes, each over header, blocks and their crcs in turn |
 //! | | 8 | magic `QUICSEND` |
 //!

@@ -11,7 +11,7 @@
 //!
 //! **Left out:** rights and configured limits, checked before a command is proposed; leases.
 //!
-//! **Map:** `arena` (memory, the `unsafe` code) < `records` (what lies in it) < `skiplist`, `index` with
+//! **Map:** `arena` (memory, the `unsafe` code) < `records`, `versions` (what lies in it) < `skiplist`, `index` with
 //! its `bucket`s < `tree` (writes)
 //! and `reader` (reads); `session` and `history`; `checkpoint` and [`snapshot`] (files), over `format` and `files`.
 //!
@@ -38,6 +38,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod versions;
 
 use std::io;
 use std::path::PathBuf;

@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use super::arena::Arena;
 use super::index::{self, Found};
-use super::records::{Key, Node, Version};
+use super::records::{Key, Node};
 use super::skiplist;
+use super::versions::Version;
 use crate::raft::Index;
 
 /// A handle to read the store with; it keeps the arena that it was made for.

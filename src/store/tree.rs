@@ -15,8 +15,9 @@ use std::sync::Arc;
 use super::Error;
 use super::arena::{Arena, ArenaWriter, Offset};
 use super::index::{self, Found};
-use super::records::{self, Key, Node, VersionHeader};
+use super::records::{self, Key, Node};
 use super::skiplist::{self, Place, Tail};
+use super::versions::{self, VersionHeader};
 
 /// See the module.
 pub(super) struct Tree {
@@ -236,7 +237,7 @@ impl Tree {
     ) {
         let live = before.as_ref().and_then(|before| before.live);
         let node = before.map_or_else(|| self.insert(key), |before| before.node);
-        let version = records::push_version(&mut self.writer, node, header, value)
+        let version = versions::push(&mut self.writer, node, header, value)
             .unwrap_or_else(|| self.exhausted());
         if let Some((_, _, len)) = live {
             self.counts.keys -= 1;

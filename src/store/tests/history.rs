@@ -39,7 +39,7 @@ fn rows(reader: &Reader, at: Index) -> Model {
 
 fn behind(adoption: Adoption) -> CatchUp {
     match adoption {
-        Adoption::Behind(catch_up) => catch_up,
+        Adoption::Behind(catch_up) => *catch_up,
         Adoption::Adopted | Adoption::Declined => panic!("the image lacks much"),
     }
 }
