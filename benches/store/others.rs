@@ -1,17 +1,30 @@
-//! The store beside `crossbeam-skiplist` and `BTreeMap`, in turn, several rounds; the best of each.
+//! The store beside `crossbeam-skiplist` and `BTreeMap`, in turn, several rounds; the best of each. The others have no files,
+//! so for them nothing changes with a restart.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_skiplist::SkipMap;
-use quicraft::store::Range;
+use quicraft::disk::OsDisk;
+use quicraft::store::snapshot::Dir;
+use quicraft::store::{Range, Store};
 
-use super::load::{Loaded, VALUE_BYTES, key, resident_bytes, shuffled};
+use super::load::{Loaded, VALUE_BYTES, key, options, resident_bytes, shuffled};
+use super::restart;
 
 const ROUNDS: usize = 3;
-const WORK: [&str; 6] =
-    ["sorted load", "random insert", "scan", "random get", "random overwrite", "bytes per key"];
+const WORK: [&str; 8] = [
+    "sorted load",
+    "random insert",
+    "scan",
+    "scan after random insert",
+    "the same after a restart",
+    "random get",
+    "random overwrite",
+    "bytes per key",
+];
 
 const NAMES: [&str; 3] = ["store", "skiplist", "tree"];
 /// The first argument of a process that measures one of them.
@@ -79,20 +92,29 @@ fn ours(order: &[u64]) -> Times {
     let bytes = (resident_bytes() - before) as f64 / keys as f64;
     let mut random = Loaded::new();
     let insert = time(keys, || random.put_all(order.iter().copied(), &value));
+    let scan_all = |store: &Store| {
+        let (reader, at) = (store.reader(), store.revision());
+        time(keys, || {
+            let sum: usize = reader.scan(Range::ALL, at).map(|row| row.value.len()).sum();
+            assert_eq!(black_box(sum), keys * VALUE_BYTES);
+        })
+    };
+    let random_scan = scan_all(&random.store);
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = Dir::new(Arc::new(OsDisk), place.path().to_owned());
+    let path = restart::write(&dir, &mut random);
     drop(random);
+    let restarted = scan_all(&Store::load(&dir, &path, options()).unwrap().0);
+    let scan = scan_all(&sorted.store);
     let reader = sorted.store.reader();
     let at = reader.latest();
-    let scan = time(keys, || {
-        let sum: usize = reader.scan(Range::ALL, at).map(|row| row.value.len()).sum();
-        assert_eq!(black_box(sum), keys * VALUE_BYTES);
-    });
     let get = time(keys, || {
         for &number in order {
             black_box(reader.get(&key(number), at).unwrap().value[0]);
         }
     });
     let overwrite = time(keys, || sorted.put_all(order.iter().copied(), &value));
-    [load, insert, scan, get, overwrite, bytes]
+    [load, insert, scan, random_scan, restarted, get, overwrite, bytes]
 }
 
 fn skiplist(order: &[u64]) -> Times {
@@ -107,18 +129,22 @@ fn skiplist(order: &[u64]) -> Times {
     let bytes = resident_bytes().saturating_sub(before) as f64 / keys as f64;
     let random = SkipMap::new();
     let insert = time(keys, || order.iter().for_each(|&number| put(&random, number)));
+    let scan_all = |map: &SkipMap<Box<[u8]>, Box<[u8]>>| {
+        time(keys, || {
+            let sum: usize = map.iter().map(|entry| entry.value().len()).sum();
+            assert_eq!(black_box(sum), keys * VALUE_BYTES);
+        })
+    };
+    let random_scan = scan_all(&random);
     drop(random);
-    let scan = time(keys, || {
-        let sum: usize = sorted.iter().map(|entry| entry.value().len()).sum();
-        assert_eq!(black_box(sum), keys * VALUE_BYTES);
-    });
+    let scan = scan_all(&sorted);
     let get = time(keys, || {
         for &number in order {
             black_box(sorted.get(&key(number)[..]).unwrap().value()[0]);
         }
     });
     let overwrite = time(keys, || order.iter().for_each(|&number| put(&sorted, number)));
-    [load, insert, scan, get, overwrite, bytes]
+    [load, insert, scan, random_scan, random_scan, get, overwrite, bytes]
 }
 
 fn tree(order: &[u64]) -> Times {
@@ -133,16 +159,20 @@ fn tree(order: &[u64]) -> Times {
     let bytes = resident_bytes().saturating_sub(before) as f64 / keys as f64;
     let mut random = BTreeMap::new();
     let insert = time(keys, || order.iter().for_each(|&number| put(&mut random, number)));
+    let scan_all = |map: &BTreeMap<Box<[u8]>, Box<[u8]>>| {
+        time(keys, || {
+            let sum: usize = map.values().map(|value| value.len()).sum();
+            assert_eq!(black_box(sum), keys * VALUE_BYTES);
+        })
+    };
+    let random_scan = scan_all(&random);
     drop(random);
-    let scan = time(keys, || {
-        let sum: usize = sorted.values().map(|value| value.len()).sum();
-        assert_eq!(black_box(sum), keys * VALUE_BYTES);
-    });
+    let scan = scan_all(&sorted);
     let get = time(keys, || {
         for &number in order {
             black_box(sorted[&key(number)[..]][0]);
         }
     });
     let overwrite = time(keys, || order.iter().for_each(|&number| put(&mut sorted, number)));
-    [load, insert, scan, get, overwrite, bytes]
+    [load, insert, scan, random_scan, random_scan, get, overwrite, bytes]
 }

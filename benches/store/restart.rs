@@ -23,7 +23,10 @@ const ROUNDS: usize = 5;
 pub(crate) fn run(keys: usize) {
     let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let dir = Dir::new(Arc::new(OsDisk), place.path().to_owned());
-    let path = write(&dir, keys);
+    let mut loaded = Loaded::new();
+    loaded.put_all(0..keys as u64, &[7; VALUE_BYTES]);
+    let path = write(&dir, &mut loaded);
+    drop(loaded);
     let bytes = fs::metadata(&path).unwrap().len();
     let load = best(|| {
         let begin = Instant::now();
@@ -48,9 +51,8 @@ fn best(mut round: impl FnMut() -> Duration) -> f64 {
     (0..ROUNDS).map(|_| round().as_secs_f64()).fold(f64::MAX, f64::min)
 }
 
-fn write(dir: &Dir, keys: usize) -> std::path::PathBuf {
-    let mut loaded = Loaded::new();
-    (0..keys as u64).for_each(|number| loaded.put(&key(number), &[7; VALUE_BYTES]));
+/// Writes a snapshot without history.
+pub(crate) fn write(dir: &Dir, loaded: &mut Loaded) -> std::path::PathBuf {
     loaded.compact();
     let mut membership = Vec::new();
     proto::encode(&Membership::of([NodeId(1)]), &mut membership);

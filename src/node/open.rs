@@ -133,8 +133,11 @@ pub fn open(options: OpenOptions) -> Result<Opening, Error> {
     if !holds_data(&*options.disk, &options.dir) {
         return Err(Error::Empty(options.dir));
     }
-    let newest = snapshots_dir(&options.disk, &options.dir).list()?;
-    let covered = newest.first().map_or(Index(0), |(index, _)| *index);
+    let snapshots = match snapshots_dir(&options.disk, &options.dir).list() {
+        Err(store::Error::Disk(error)) if error.is_not_found() => Vec::new(),
+        listed => listed?,
+    };
+    let covered = snapshots.first().map_or(Index(0), |(index, _)| *index);
     open_above(options, covered)
 }
 

@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use super::ahead::Ahead;
 use super::arena::Arena;
 use super::files::Pace;
 use super::format::FORMAT_VERSION;
@@ -185,7 +186,7 @@ impl Checkpoint {
         let seed = records::seed(&self.arena);
         let mut tree = Tree::with_room(self.options.arena_bytes, seed, self.keys, self.used_bytes)?;
         let mut next = skiplist::first(&self.arena);
-        let mut steps = 0_usize;
+        let (mut steps, mut ahead) = (0_usize, Ahead::new());
         let mut kept = Vec::new();
         while let Some(node) = next {
             steps += self.readable(node, &mut kept);
@@ -197,6 +198,7 @@ impl Checkpoint {
                 steps = 0;
                 pace.check()?;
             }
+            ahead.pass(node);
             next = node.next();
         }
         tree.complete();

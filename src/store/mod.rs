@@ -12,11 +12,12 @@
 //! **Left out:** rights and configured limits, checked before a command is proposed; leases.
 //!
 //! **Map:** `arena` (memory, the `unsafe` code) < `records`, `versions` (what lies in it) < `skiplist`, `index` with
-//! its `bucket`s < `tree` (writes)
-//! and `reader` (reads); `session` and `history`; `checkpoint` and [`snapshot`] (files), over `format` and `files`.
+//! its `bucket`s < `tree` (writes) and `reader` (reads); `ahead` (asks for memory early); `session` and `history`;
+//! `checkpoint` and [`snapshot`] (files), over `format` and `files`.
 //!
 //! **More:** `design.md` section 5.
 
+mod ahead;
 #[cfg(not(model_check))]
 mod arena;
 #[cfg(model_check)]

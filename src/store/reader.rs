@@ -13,6 +13,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
+use super::ahead::Ahead;
 use super::arena::Arena;
 use super::index::{self, Found};
 use super::records::{Key, Node};
@@ -68,6 +69,7 @@ pub struct Scan<'a> {
     at: u64,
     range: Range<'a>,
     next: Option<Node<'a>>,
+    ahead: Ahead,
 }
 
 impl Reader {
@@ -107,7 +109,7 @@ impl Reader {
     /// step.
     pub fn scan<'a>(&'a self, range: Range<'a>, at: Index) -> Scan<'a> {
         let at = at.0.min(self.arena.published());
-        let mut scan = Scan { arena: &self.arena, at, range, next: None };
+        let mut scan = Scan { arena: &self.arena, at, range, next: None, ahead: Ahead::new() };
         scan.next = scan.start(if range.reverse { range.to } else { range.from });
         scan
     }
@@ -144,6 +146,7 @@ impl<'a> Scan<'a> {
         } else {
             self.range.is_above_from(key)
         };
+        self.ahead = Ahead::new();
         self.next = match (inside, self.range.reverse) {
             (true, _) => self.start(Bound::Included(key)),
             (false, false) => self.start(self.range.from),
@@ -179,7 +182,12 @@ impl<'a> Scan<'a> {
                 self.next = None;
                 break;
             }
-            self.next = if reverse { node.before() } else { node.next() };
+            self.next = if reverse {
+                node.before()
+            } else {
+                self.ahead.pass(node);
+                node.next()
+            };
             if let Some(version) = node.live_at(self.at) {
                 let (value, revision) = (version.value(), Index(version.revision()));
                 *steps = steps.saturating_sub(1);

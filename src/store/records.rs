@@ -51,11 +51,21 @@ impl<'a> Node<'a> {
 
     #[inline]
     pub(super) fn key(self) -> &'a [u8] {
-        let meta = self.arena.half(self.at, NODE_META_HALF);
-        let (len, height) = ((meta & 0xffff) as usize, (meta >> 16) as usize);
+        let (len, height) = ((self.meta() & 0xffff) as usize, self.height());
         // SAFETY: `new_node` allocated `NODE_WORDS + height` words and `len` bytes; offsets of nodes only come from
         // acquiring loads of links, or from the writer itself.
         unsafe { self.arena.payload(self.at, NODE_WORDS + height, len) }
+    }
+
+    /// The levels on which it has links.
+    #[inline]
+    pub(super) fn height(self) -> usize {
+        (self.meta() >> 16) as usize
+    }
+
+    #[inline]
+    fn meta(self) -> u32 {
+        self.arena.half(self.at, NODE_META_HALF)
     }
 
     /// Asks for the node, with the beginning of its key.
