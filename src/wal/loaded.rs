@@ -105,6 +105,11 @@ impl Unread {
         Ok(Segment { path, header, codec, bytes, has_unreadable })
     }
 
+    /// Whether reading it takes so long that a thread is worth it.
+    pub(super) fn is_long(&self) -> bool {
+        self.length >= LONG_BYTES
+    }
+
     /// The same for those who read entries later, by way of a map.
     pub(super) fn shared(&self) -> Result<SegmentMap, Error> {
         let map = self.file.map(Access::Read)?;
@@ -204,4 +209,5 @@ fn read(file: &dyn File, length: usize, mut bytes: Vec<u8>) -> Result<(Vec<u8>, 
 /// Neither a header nor a blank.
 const UNREADABLE: u8 = 0xEE;
 const STEP_BYTES: usize = 1 << 20;
+const LONG_BYTES: usize = 1 << 20;
 const PAGE_BYTES: usize = 4096;

@@ -80,6 +80,16 @@ pub struct Identity {
     pub node: NodeId,
 }
 
+impl Identity {
+    /// Refuses what belongs to someone else.
+    fn check(self, path: &Path, found: Identity) -> Result<(), Error> {
+        if self != found {
+            return Err(Error::Foreign { path: path.to_owned(), expected: self, found });
+        }
+        Ok(())
+    }
+}
+
 /// How bytes get to the disk; both ways write the same bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogIo {

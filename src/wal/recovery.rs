@@ -18,7 +18,7 @@ use super::loaded::{self, Unread};
 use super::log::{Found, Log};
 use super::mark::{Mark, MarkFile, mark_path};
 use super::mend::Damaged;
-use super::scan::{Scan, check_identity};
+use super::scan::Scan;
 use super::segment::{mending_path, parse_mending_name, parse_name, segment_path, stray_path};
 use super::skip::Skip;
 use super::writer::{Room, Writer};
@@ -221,7 +221,7 @@ fn open_mark(
     names: &[String],
 ) -> Result<Option<MarkFile>, Error> {
     if let Some(mark) = MarkFile::open(disk, dir)? {
-        check_identity(&mark_path(dir), identity, mark.mark().identity)?;
+        identity.check(&mark_path(dir), mark.mark().identity)?;
         return Ok(Some(mark));
     }
     let is_ours = |name: &String| parse_name(name).is_some() || parse_mending_name(name).is_some();

@@ -33,18 +33,6 @@ use super::{Error, Identity, Place, SegmentMap};
 use crate::disk::Disk;
 use crate::raft::Index;
 
-/// Refuses what belongs to someone else.
-pub(super) fn check_identity(
-    path: &Path,
-    expected: Identity,
-    found: Identity,
-) -> Result<(), Error> {
-    if expected != found {
-        return Err(Error::Foreign { path: path.to_owned(), expected, found });
-    }
-    Ok(())
-}
-
 /// A record that nothing attests.
 pub(super) struct Tail {
     pub(super) head: Head,
@@ -118,14 +106,20 @@ impl Scan {
             let next = if seq < last_seq { self.open(seq + 1)? } else { None };
             let end = next.as_ref().map(|next| next.header.first_ordinal - 1);
             let memory = std::mem::take(&mut self.memory);
-            // One segment is read while the one before it is walked.
-            segment = std::thread::scope(|scope| {
-                let reading = next.map(|next| scope.spawn(|| next.read(memory)));
-                self.visit(segment.take(), end, seq == last_seq)?;
-                let read = reading.map(|reading| reading.join());
-                let read = read.map(|read| read.unwrap_or_else(|panic| resume_unwind(panic)));
-                read.transpose()
-            })?;
+            segment = match next {
+                Some(next) if next.is_long() => {
+                    // It is read while the one before it is walked.
+                    Some(std::thread::scope(|scope| {
+                        let reading = scope.spawn(|| next.read(memory));
+                        self.visit(segment, end, false)?;
+                        reading.join().unwrap_or_else(|panic| resume_unwind(panic))
+                    })?)
+                }
+                next => {
+                    self.visit(segment, end, seq == last_seq)?;
+                    next.map(|next| next.read(memory)).transpose()?
+                }
+            };
         }
         if self.ordinal < self.durable {
             self.lose_up_to(self.durable);
@@ -179,7 +173,7 @@ impl Scan {
                 format!("the header is that of segment {:x}", segment.header.seq)
             }
             Found::Segment(segment) => {
-                check_identity(&path, self.identity, segment.header.identity)?;
+                self.identity.check(&path, segment.header.identity)?;
                 let shared = segment.shared()?;
                 self.segments.insert(seq, shared);
                 self.extents.push_back(Extent { seq, index_max: Index(0) });
