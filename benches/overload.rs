@@ -2,7 +2,7 @@
 //!
 //! First some closed loops, until the history is as long as it gets: from then on compactions are part of the work. Then,
 //! in turn and `OVERLOAD_ROUNDS` (3) times, for `OVERLOAD_SECONDS` (8) each: as many closed loops as gave the best rate, and
-//! twice as many writes a second as that, begun whatever comes of them, up to 20,000 at once; what finds no place among
+//! twice as many writes a second as that, due whatever comes of them, up to 20,000 under way; what finds no place among
 //! those is turned away before it is sent. At the end no key may be older than what was acknowledged of it.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot be made fails by panicking")]
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use harness::Cluster;
 use hdrhistogram::Histogram;
 use quicraft::client::{Client, ScanRequest};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const CONNECTIONS: usize = 16;
@@ -149,35 +148,37 @@ async fn closed(
     begun.elapsed()
 }
 
-/// Begins writes at a rate; gives how many found no place, and how long it took until all were answered.
+/// Writes become due at a rate, and each is begun by one of so many tasks if one is free, else turned away; gives how many
+/// were, and how long it took until all were answered.
 async fn open(
     rate: f64,
     duration: Duration,
     connections: &[Client],
     seen: &Arc<Seen>,
 ) -> (u64, Duration) {
-    let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-    let (begun, mut tasks, mut turned_away) = (Instant::now(), JoinSet::new(), 0);
-    let (mut due, mut count) = (begun, 0_usize);
-    let every = Duration::from_millis(1);
-    while due < begun + duration {
-        due += every;
-        tokio::time::sleep_until(due.into()).await;
-        while (count as f64) < rate * (due - begun).as_secs_f64() {
-            count += 1;
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                turned_away += 1;
-                continue;
-            };
-            let (client, seen) = (connections[count % CONNECTIONS].clone(), Arc::clone(seen));
-            tasks.spawn(async move {
+    let (begun, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let mut tasks = JoinSet::new();
+    for task in 0..IN_FLIGHT_MAX {
+        let client = connections[task % CONNECTIONS].clone();
+        let (seen, next) = (Arc::clone(seen), Arc::clone(&next));
+        tasks.spawn(async move {
+            let mut turned_away = 0;
+            loop {
+                // Whatever else was due up to now found no task that was free.
+                let due = (begun.elapsed().as_secs_f64() * rate) as u64;
+                let mine = next.fetch_max(due, Ordering::Relaxed);
+                turned_away += due.saturating_sub(mine);
+                let mine = next.fetch_add(1, Ordering::Relaxed);
+                let at = Duration::from_secs_f64(mine as f64 / rate);
+                if at >= duration {
+                    return turned_away;
+                }
+                tokio::time::sleep_until((begun + at).into()).await;
                 seen.put(&client).await;
-                drop(place);
-            });
-        }
-        while tasks.try_join_next().is_some() {}
+            }
+        });
     }
-    tasks.join_all().await;
+    let turned_away = tasks.join_all().await.iter().sum();
     (turned_away, begun.elapsed())
 }
 
