@@ -249,7 +249,7 @@ const APPLY_BYTES: usize = 8 << 20;
 
 /// A store that has grown by less is not worth a compaction.
 const COMPACT_BYTES_MIN: u64 = 64 << 20;
-/// Ticks without a new entry after which it is quiet: 3 seconds.
+/// Ticks without a new entry and without a read after which it is quiet: 3 seconds.
 const QUIET_TICKS: u32 = 300;
 /// Log that is read again at the next start in a moment.
 const QUIET_LOG_BYTES: u64 = 16 << 20;

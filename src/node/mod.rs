@@ -116,7 +116,7 @@ struct Snapshots {
     is_suspect: bool,
     /// Bytes that were added to the log since the newest was begun.
     log_bytes: u64,
-    /// Ticks since something was added to the log.
+    /// Ticks since something was added to the log, or a client read.
     quiet_ticks: u32,
     /// What the last checkpoint's image took, if the store went on in it; else the store's bytes when it began.
     store_bytes: u64,

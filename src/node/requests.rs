@@ -277,6 +277,10 @@ impl Node {
             | What::Status
             | What::Managed(_) => None,
         }));
+        let mut reads = now.iter().flat_map(|(_, reads)| reads);
+        if reads.any(|read| matches!(read.what, What::Get(..) | What::Scan(_))) {
+            self.snapshots.quiet_ticks = 0;
+        }
         for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
             match what {
                 What::Get(key, at) => {

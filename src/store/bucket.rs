@@ -50,15 +50,16 @@ impl<'a> Bucket<'a> {
 
     /// All nodes: the entries, then the chain.
     fn nodes(self) -> impl Iterator<Item = Node<'a>> {
-        let entries = (0..Tags::load(self.arena, self.at).len()).map_while(move |i| self.entry(i));
-        entries.chain(std::iter::successors(self.chain(), |node| node.next_in_bucket()))
+        self.entries().chain(std::iter::successors(self.chain(), |node| node.next_in_bucket()))
     }
 
     /// Asks for the nodes of the entries.
     pub(super) fn prefetch_nodes(self) {
-        for node in (0..Tags::load(self.arena, self.at).len()).map_while(|i| self.entry(i)) {
-            node.prefetch();
-        }
+        self.entries().for_each(Node::prefetch);
+    }
+
+    fn entries(self) -> impl Iterator<Item = Node<'a>> {
+        (0..Tags::load(self.arena, self.at).len()).map_while(move |entry| self.entry(entry))
     }
 
     fn entry(self, entry: usize) -> Option<Node<'a>> {

@@ -80,7 +80,8 @@ impl Unread {
     pub(super) fn position(&self) -> Result<Option<Index>, Error> {
         let length = self.length.min(SEGMENT_HEADER_BYTES + OPENING_BYTES);
         let (bytes, has_unreadable) = read(&*self.file, length, Vec::new())?;
-        let (path, header, codec) = (PathBuf::new(), self.header, Codec::new(self.header.salt));
+        let (path, header) = (self.path.clone(), self.header);
+        let codec = Codec::new(header.salt);
         let opening = Segment { path, header, codec, bytes, has_unreadable };
         let mut offset = SEGMENT_HEADER_BYTES;
         while let Some((head, _)) = opening.record(offset) {

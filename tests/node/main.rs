@@ -219,6 +219,24 @@ fn damage_newest_snapshots(snapshots_every: u64) {
 }
 
 #[test]
+fn a_snapshot_that_is_not_due_waits_until_nobody_reads_either() {
+    let mut cluster = Cluster::new(1);
+    cluster.elect();
+    let session = cluster.open_session(0);
+    let value = "v".repeat(1 << 20);
+    for seq in 1..=20 {
+        cluster.write(0, &put(session, seq, "key", &value));
+    }
+    for _ in 0..400 {
+        cluster.run(1);
+        assert!(matches!(cluster.get(0, "key"), Answer::Value(_)));
+    }
+    assert_eq!(cluster.status(0).snapshot_index, 0, "reads go first");
+    cluster.run(400);
+    assert!(cluster.status(0).snapshot_index > 0);
+}
+
+#[test]
 fn a_leader_whose_disk_hangs_takes_no_more_than_it_can_hold() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.elect();
