@@ -6,12 +6,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{CheckpointJob, Checkpointed};
 use crate::proto;
 use crate::store::snapshot::{self, SnapshotMeta};
-use crate::store::{CatchUp, Compacted, Pace, Unread};
+use crate::store::{CatchUp, Checkpoint, Compacted, Pace, Unread};
 use crate::wal::{self, Ordinal, Persisted, Record, Writer};
 
 /// Called when a thread has something to report; must not block.
@@ -34,7 +34,7 @@ pub struct Reports {
 enum Job {
     Checkpoint(CheckpointJob),
     CatchUp(CatchUp),
-    Drop(Vec<Unread>),
+    Free(Vec<Unread>),
 }
 
 /// Work for one thread, and its end.
@@ -108,8 +108,13 @@ impl Threads {
             dir: snapshots,
             cluster,
             reports: Arc::clone(&reports),
-            pace: Pace { bytes_per_second: Some(CHECKPOINT_RATE), cancel: Arc::clone(&cancel) },
+            pace: Pace {
+                bytes_per_second: Some(CHECKPOINT_RATE),
+                cancel: Arc::clone(&cancel),
+                is_short_lived: false,
+            },
             bell,
+            spare: Spare::default(),
         };
         handles.push(spawn("checkpoint", move || checkpointer.run(&slot))?);
         Ok(Threads { sync, checkpoint, reports, cancel, handles })
@@ -135,7 +140,7 @@ impl Threads {
     /// Lets the checkpoint thread free memory.
     pub fn free(&self, unread: Vec<Unread>) {
         if !unread.is_empty() {
-            self.checkpoint.put([Job::Drop(unread)]);
+            self.checkpoint.put([Job::Free(unread)]);
         }
     }
 
@@ -194,6 +199,7 @@ struct Checkpointer {
     reports: Arc<Mutex<Reports>>,
     pace: Pace,
     bell: Bell,
+    spare: Spare,
 }
 
 impl Checkpointer {
@@ -201,21 +207,64 @@ impl Checkpointer {
         if let Err(error) = rustix::process::setpriority_process(None, CHECKPOINT_NICENESS) {
             tracing::debug!(%error, "checkpoints do not give way to other threads");
         }
-        while let Some(jobs) = slot.take(Duration::from_secs(3600)) {
+        while let Some(jobs) = slot.take(SPARE_KEPT) {
+            if jobs.is_empty() {
+                self.spare.memory = None;
+            }
             for job in jobs {
                 match job {
-                    Job::Checkpoint(job) => {
+                    Job::Checkpoint(mut job) => {
+                        self.spare.lend(&mut job.checkpoint);
+                        self.pace.is_short_lived = self.spare.is_wanted;
                         let done = write_checkpoint(job, &self.dir, self.cluster, &self.pace);
+                        self.spare.on_checkpoint(done.as_ref());
                         lock(&self.reports).checkpoints.push(done);
                     }
                     Job::CatchUp(image) => {
                         let image = image.run();
+                        self.spare.on_caught_up(&image);
                         lock(&self.reports).caught_up.push(image);
                     }
-                    Job::Drop(unread) => drop(unread),
+                    Job::Free(unread) => self.spare.on_unread(unread),
                 }
                 (self.bell)();
             }
+        }
+    }
+}
+
+/// The memory of an arena that the store has left, kept for the next image while checkpoints follow each other closely.
+#[derive(Default)]
+struct Spare {
+    memory: Option<Unread>,
+    /// When the last image was made, and what it takes.
+    last: Option<(Instant, u64)>,
+    /// Whether that was soon after the one before it.
+    is_wanted: bool,
+}
+
+impl Spare {
+    fn lend(&mut self, checkpoint: &mut Checkpoint) {
+        self.memory.take().into_iter().for_each(|memory| checkpoint.reuse(memory));
+    }
+
+    fn on_checkpoint(&mut self, done: Option<&Checkpointed>) {
+        let last = done.map(|done| (Instant::now(), done.compacted.bytes()));
+        self.is_wanted =
+            last.is_some() && self.last.is_some_and(|(at, _)| at.elapsed() < SPARE_KEPT);
+        self.last = last;
+    }
+
+    fn on_caught_up(&mut self, image: &Compacted) {
+        self.last = self.last.map(|(at, _)| (at, image.bytes()));
+    }
+
+    /// Keeps as much of it as the next image will take.
+    fn on_unread(&mut self, mut unread: Vec<Unread>) {
+        let last = self.last.filter(|_| self.is_wanted);
+        if let (Some((_, bytes)), Some(mut memory)) = (last, unread.pop()) {
+            memory.shrink(bytes);
+            self.memory = Some(memory);
         }
     }
 }
@@ -250,6 +299,8 @@ pub fn write_checkpoint(
 
 /// The log's mark is brought up to date when nothing was written for this long.
 const IDLE: Duration = Duration::from_millis(100);
+/// Memory is kept for the next image if that is likely to be made within this time.
+const SPARE_KEPT: Duration = Duration::from_secs(20);
 /// The newest may be damaged, so the one before it stays, with the log after it.
 const SNAPSHOTS_KEPT: usize = 2;
 /// Checkpoints give way to all other threads, but are not starved by them: memory is given back only when they end. On

@@ -11,7 +11,8 @@
 //! **Always:** what is allocated is never moved or freed while the arena lives; fresh words are zero; every access is
 //! bounds-checked, so that a damaged image can panic but not read foreign memory.
 //!
-//! **Left out:** freeing. Dead versions go when the store swaps to a compacted image.
+//! **Left out:** freeing. Dead versions go when the store swaps to a compacted image; the memory of the arena that it
+//! left can take the next one ([`Arena::recycle`]).
 //!
 //! **More:** `design.md` section 5.
 
@@ -55,6 +56,8 @@ pub(super) struct Arena {
     published: AtomicU64,
     /// The oldest revision that readers may ask for.
     oldest: AtomicU64,
+    /// Bytes from the beginning that may hold what an earlier arena in this memory left there.
+    stale: usize,
 }
 
 /// The one handle that may allocate and store. Not `Clone`: that there is one is what makes the arena sound.
@@ -63,16 +66,8 @@ pub(super) struct ArenaWriter {
 }
 
 impl Drop for Arena {
-    /// Gives the memory back piece by piece: all at once would hold up every thread that touches a new page.
     fn drop(&mut self) {
-        let used = Offset(self.used.load(Ordering::Relaxed)).bytes().min(self.map.len());
-        for from in (0..used).step_by(FREE_BYTES) {
-            let len = FREE_BYTES.min(used - from);
-            // SAFETY: the range lies in the map, and nobody can reach its bytes any more: `&mut self`, and all
-            // references to them borrow the arena. What cannot be given back now is so at the end of the map.
-            let _ =
-                unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, len) };
-        }
+        self.give_back(0);
     }
 }
 
@@ -87,9 +82,56 @@ impl Arena {
         let map = MmapRaw::from(map);
         // Huge pages doubled the tail latency of puts (`speed.md` 3). A kernel without them refuses: that is as good.
         let _ = map.advise(Advice::NoHugePage);
-        let (used, published) = (AtomicU32::new(1), AtomicU64::new(0));
-        let arena = Arena { map, used, published, oldest: AtomicU64::new(0) };
+        let arena = Arena {
+            map,
+            used: AtomicU32::new(1),
+            published: AtomicU64::new(0),
+            oldest: AtomicU64::new(0),
+            stale: 0,
+        };
         Ok(ArenaWriter { arena: Arc::new(arena) })
+    }
+
+    /// An empty arena in the memory of one that nobody else has; `None` if somebody has. Memory that is there already costs
+    /// a tenth of fresh memory, which the system must clear.
+    pub(super) fn recycle(mut old: Arc<Arena>) -> Option<ArenaWriter> {
+        let arena = Arc::get_mut(&mut old)?;
+        arena.stale = arena.written();
+        arena.used = AtomicU32::new(1);
+        arena.published = AtomicU64::new(0);
+        arena.oldest = AtomicU64::new(0);
+        Some(ArenaWriter { arena: old })
+    }
+
+    /// Gives back the memory behind the first `keep` bytes of an arena that nobody else has, and that will be recycled.
+    pub(super) fn shrink(old: &mut Arc<Arena>, keep: u64) {
+        let Some(arena) = Arc::get_mut(old) else { return };
+        let keep = arena.written().min(keep as usize);
+        if arena.give_back(keep) {
+            // The rest reads as zeros now.
+            arena.used = AtomicU32::new(1);
+            arena.stale = keep;
+        }
+    }
+
+    /// Gives back the memory behind the first `keep` bytes, piece by piece: all at once would hold up every thread that
+    /// touches a new page. Whether the system took all of it; the rest it takes at the end of the map.
+    fn give_back(&mut self, keep: usize) -> bool {
+        let end = self.written();
+        (keep..end).step_by(FREE_BYTES).fold(true, |all, from| {
+            let len = FREE_BYTES.min(end - from);
+            // SAFETY: the range lies in the map, and nobody reads its bytes any more: `&mut self`, and all references to
+            // them borrow the arena.
+            let given =
+                unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, len) };
+            given.is_ok() && all
+        })
+    }
+
+    /// Bytes from the beginning that may have memory.
+    fn written(&self) -> usize {
+        let used = Offset(self.used.load(Ordering::Relaxed)).bytes();
+        used.max(self.stale).min(self.map.len())
     }
 
     /// Bytes handed out, with the reserved first unit.
@@ -128,7 +170,8 @@ impl Arena {
     fn half_ref(&self, at: Offset, index: usize) -> &AtomicU32 {
         let pointer = self.pointer(at, index * 4, 4).cast::<AtomicU32>();
         // SAFETY: in bounds (`pointer` checked it), aligned (the map is page-aligned, offsets are multiples of 8,
-        // `index * 4` of 4), initialised (anonymous memory is zero), and words are only touched as atomics of this
+        // `index * 4` of 4), initialised (anonymous memory is zero, and stays so or is
+        // written), and words are only touched as atomics of this
         // size once they can be known to another thread (module docs; the records, versions and buckets hold to it).
         unsafe { &*pointer }
     }
@@ -207,6 +250,7 @@ impl ArenaWriter {
             return None;
         }
         let mut skip = words * UNIT_BYTES;
+        self.clear(Offset(used), words, units as usize);
         for part in payload {
             let to = self.arena.pointer(Offset(used), skip, part.len());
             // SAFETY: `to` has room for the part (checked); the range lies above `used`, so no record, and therefore
@@ -216,6 +260,21 @@ impl ArenaWriter {
         }
         self.arena.used.store(end, Ordering::Relaxed);
         Some(Offset(used))
+    }
+
+    /// Clears what an earlier arena may have left in a record of so many units that is about to be allocated: its words, and
+    /// what follows its payload in the last unit.
+    #[inline]
+    fn clear(&mut self, at: Offset, words: usize, units: usize) {
+        if at.bytes() >= self.arena.stale || units == 0 {
+            return;
+        }
+        let record = self.arena.pointer(at, 0, units * UNIT_BYTES);
+        // SAFETY: in bounds (`pointer` checked it, and words are among the units); nothing refers to what lies above `used`.
+        unsafe {
+            record.write_bytes(0, words * UNIT_BYTES);
+            record.add((units - 1) * UNIT_BYTES).write_bytes(0, UNIT_BYTES);
+        }
     }
 
     /// Stores the `index`th 4 bytes of the record at `at`, publishing all that was stored before.
@@ -273,3 +332,50 @@ const HUGE_BYTES: usize = 2 << 20;
 const ARENA_BYTES_MIN: u64 = 64 << 10;
 
 const _: () = assert!(usize::BITS >= 64, "the arena is larger than 32-bit address spaces");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recycled_memory_is_the_same_and_what_is_allocated_in_it_is_as_in_fresh_memory() {
+        let bytes = ARENA_BYTES_MIN;
+        let dirty = || {
+            let mut old = Arena::reserve(bytes).unwrap();
+            while old.alloc(3, &[&[0xff; 100]]).is_some_and(|at| {
+                (0..3).for_each(|word| old.set_word(at, word, u64::MAX));
+                true
+            }) {}
+            old
+        };
+        for keep in [None, Some(0), Some(5000), Some(bytes)] {
+            let old = dirty();
+            let place = old.arena().map.as_ptr();
+            let mut old = old.arena;
+            if let Some(keep) = keep {
+                Arena::shrink(&mut old, keep);
+            }
+            let mut new = Arena::recycle(old).expect("nobody else has it");
+            assert_eq!(new.arena().map.as_ptr(), place);
+            assert_eq!((new.arena().used_bytes(), new.arena().published()), (8, 0));
+            let mut fresh = Arena::reserve(bytes).unwrap();
+            for len in (0..1000).chain([9999]) {
+                let value = vec![7; len];
+                assert_eq!(new.alloc(len % 4, &[&value]), fresh.alloc(len % 4, &[&value]));
+            }
+            assert!(new.image() == fresh.image(), "keeping {keep:?}");
+        }
+    }
+
+    #[test]
+    fn an_arena_that_somebody_reads_is_neither_recycled_nor_shrunk() {
+        let mut writer = Arena::reserve(ARENA_BYTES_MIN).unwrap();
+        let at = writer.alloc(0, &[&[1; 9000]]).unwrap();
+        let reader = Arc::clone(writer.arena());
+        let mut old = Arc::clone(writer.arena());
+        Arena::shrink(&mut old, 0);
+        assert!(Arena::recycle(old).is_none());
+        // SAFETY: the record was allocated with this payload.
+        assert_eq!(unsafe { reader.payload(at, 0, 9000) }, [1; 9000]);
+    }
+}

@@ -65,6 +65,12 @@ impl Arena {
         Ok(ArenaWriter { arena: Arc::new(arena) })
     }
 
+    pub(super) fn recycle(_: Arc<Arena>) -> Option<ArenaWriter> {
+        None
+    }
+
+    pub(super) fn shrink(_: &mut Arc<Arena>, _: u64) {}
+
     pub(super) fn used_bytes(&self) -> u64 {
         u64::from(self.used.load(Ordering::Relaxed)) * UNIT_BYTES as u64
     }

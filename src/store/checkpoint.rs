@@ -14,8 +14,8 @@
 
 use std::sync::Arc;
 
-use super::ahead::Ahead;
 use super::arena::Arena;
+use super::compaction;
 use super::files::Pace;
 use super::format::FORMAT_VERSION;
 use super::history::History;
@@ -24,13 +24,12 @@ use super::session::Sessions;
 use super::snapshot::{self, Dir, Header, SnapshotInfo, SnapshotMeta};
 use super::tree::{Change, Tree};
 use super::versions::Version;
-use super::{Error, Options, Store, skiplist};
+use super::{Error, Store};
 use crate::raft::Index;
 
 /// The store at one revision; it keeps the arena from being freed.
 pub struct Checkpoint {
     arena: Arc<Arena>,
-    options: Options,
     sessions: Sessions,
     history: History,
     revision: Index,
@@ -39,6 +38,8 @@ pub struct Checkpoint {
     used_bytes: u64,
     /// Keys that exist.
     keys: u64,
+    /// Where the image shall lie.
+    spare: Option<Unread>,
 }
 
 /// A compacted image that can take the place of the arena it was made from.
@@ -69,7 +70,7 @@ pub enum Adoption {
 
 /// Memory that nobody reads any more. Dropping it takes long: the system frees page after page.
 pub struct Unread {
-    _arena: Arc<Arena>,
+    arena: Arc<Arena>,
 }
 
 impl Store {
@@ -78,13 +79,13 @@ impl Store {
         self.tree.begin_journal();
         Checkpoint {
             arena: Arc::clone(self.tree.arena()),
-            options: self.options,
             sessions: self.sessions.clone(),
             history: self.history.clone(),
             revision: self.revision,
             state_hash: self.state_hash,
             used_bytes: self.bytes(),
             keys: self.keys(),
+            spare: None,
         }
     }
 
@@ -139,7 +140,14 @@ impl Store {
     /// Memory that nobody reads any more, of arenas that the store has left.
     pub fn take_unread(&mut self) -> Vec<Unread> {
         let unread = self.retired.extract_if(.., |arena| Arc::strong_count(arena) == 1);
-        unread.map(|arena| Unread { _arena: arena }).collect()
+        unread.map(|arena| Unread { arena }).collect()
+    }
+}
+
+impl Unread {
+    /// Gives back all but so many bytes.
+    pub fn shrink(&mut self, keep: u64) {
+        Arena::shrink(&mut self.arena, keep);
     }
 }
 
@@ -147,6 +155,11 @@ impl Checkpoint {
     /// The revision that was frozen.
     pub fn revision(&self) -> Index {
         self.revision
+    }
+
+    /// Lets the image lie in this memory, if it was an arena of the same size: fresh memory costs much of a checkpoint.
+    pub fn reuse(&mut self, spare: Unread) {
+        self.spare = Some(spare);
     }
 
     /// Writes the snapshot file `{index:016x}.snap` in `dir`, durably, and reads it back.
@@ -158,7 +171,7 @@ impl Checkpoint {
     /// If `meta.index` is not [`Checkpoint::revision`], or the membership is longer than
     /// [`snapshot::MEMBERSHIP_BYTES_MAX`].
     pub fn write(
-        self,
+        mut self,
         dir: &Dir,
         meta: &SnapshotMeta,
         pace: &Pace,
@@ -181,44 +194,20 @@ impl Checkpoint {
         Ok((info, Compacted { tree, arena: self.arena, image_bytes, dead_bytes, rounds: 0 }))
     }
 
-    /// A new arena with what is readable at the revision.
-    fn compact(&self, pace: &Pace) -> Result<Tree, Error> {
+    /// A tree in an arena of its own, with what is readable at the revision.
+    fn compact(&mut self, pace: &Pace) -> Result<Tree, Error> {
+        let bytes = self.arena.capacity_bytes();
+        let spare = self.spare.take().filter(|spare| spare.arena.capacity_bytes() == bytes);
+        let room = match spare.and_then(|Unread { arena }| Arena::recycle(arena)) {
+            Some(room) => room,
+            None => Arena::reserve(bytes)?,
+        };
         let seed = records::seed(&self.arena);
-        let mut tree = Tree::with_room(self.options.arena_bytes, seed, self.keys, self.used_bytes)?;
-        let mut next = skiplist::first(&self.arena);
-        let (mut steps, mut ahead) = (0_usize, Ahead::new());
-        let mut kept = Vec::new();
-        while let Some(node) = next {
-            steps += self.readable(node, &mut kept);
-            if !kept.is_empty() {
-                let versions = kept.iter().rev().map(|version| (version.header(), version.value()));
-                tree.add_new(node.key(), versions);
-            }
-            if steps >= STEPS_PER_CHECK {
-                steps = 0;
-                pace.check()?;
-            }
-            ahead.pass(node);
-            next = node.next();
-        }
+        let mut tree = Tree::with_room(room, seed, self.keys, self.used_bytes);
+        let readable = self.history.oldest()..=self.revision.0;
+        compaction::copy(&self.arena, &readable, &mut tree, pace)?;
         tree.complete();
         Ok(tree)
-    }
-
-    /// The versions of a key that a reader can still see, newest first; gives how many were looked at.
-    fn readable<'a>(&self, node: Node<'a>, kept: &mut Vec<Version<'a>>) -> usize {
-        kept.clear();
-        let oldest = self.history.oldest();
-        let mut next = node.version_at(self.revision.0);
-        while let Some(version) = next {
-            let is_last = version.revision() <= oldest;
-            // A tombstone before all that can be read says no more than no version at all.
-            if !(is_last && version.is_tombstone()) {
-                kept.push(version);
-            }
-            next = if is_last { None } else { version.before() };
-        }
-        kept.len() + 1
     }
 }
 
@@ -228,11 +217,21 @@ impl Compacted {
         self.image_bytes
     }
 
+    /// What the image takes by now.
+    pub fn bytes(&self) -> u64 {
+        self.tree.arena().used_bytes()
+    }
+
     fn add(&mut self, changes: &[Change]) {
-        for &Change { node, version } in changes {
-            let node = Node { arena: &self.arena, at: node };
-            let version = Version { arena: &self.arena, at: version };
-            self.tree.add(node.key(), version.header(), version.value());
+        let arena = &self.arena;
+        for group in changes.chunks(CHANGES_PER_GROUP) {
+            let nodes = group.iter().map(|change| Node { arena, at: change.node });
+            nodes.clone().for_each(Node::prefetch);
+            self.tree.warm_up(nodes.clone().map(Node::key));
+            for (node, change) in nodes.zip(group) {
+                let version = Version { arena, at: change.version };
+                self.tree.add(node.key(), version.header(), version.value());
+            }
         }
     }
 }
@@ -246,8 +245,8 @@ impl CatchUp {
     }
 }
 
-/// Versions between two looks at the cancel flag.
-const STEPS_PER_CHECK: usize = 4096;
+/// Changes whose memory is asked for together.
+const CHANGES_PER_GROUP: usize = 64;
 /// The store swaps if one part in so many of what the arena holds is dead ...
 const DEAD_SHARE: u64 = 8;
 /// ... and at least this much.

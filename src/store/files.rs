@@ -18,6 +18,9 @@ pub struct Pace {
     pub bytes_per_second: Option<u64>,
     /// Set to stop.
     pub cancel: Arc<AtomicBool>,
+    /// The next snapshot will soon take the place of this one: the system's cache is not filled with it. Fresh pages are
+    /// what costs most of a file that is written and read once.
+    pub is_short_lived: bool,
 }
 
 impl Pace {
@@ -121,20 +124,20 @@ impl NewFile {
         if self.unsynced >= SYNC_BYTES {
             self.unsynced = 0;
             self.file.sync()?;
+            if self.pace.is_short_lived {
+                self.file.forget_cache()?;
+            }
         }
         Ok(())
     }
 
-    /// Syncs, and gives the temporary path for reading back from the disk.
-    pub(super) fn sync(&mut self) -> Result<&Path, Error> {
+    /// Syncs, and gives what is on the disk for reading it back.
+    pub(super) fn sync(&mut self) -> Result<Source, Error> {
         self.file.sync()?;
         self.file.forget_cache()?;
-        Ok(&self.temporary)
-    }
-
-    /// The directory that it is made in.
-    pub(super) fn dir(&self) -> &Dir {
-        &self.dir
+        let mut source = Source::open(&self.dir, &self.temporary)?;
+        source.forgets = self.pace.is_short_lived;
+        Ok(source)
     }
 
     /// Gives the file its name, durably.
@@ -162,13 +165,15 @@ pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) offset: u64,
     pub(super) len: u64,
+    /// What was read does not stay in the system's cache.
+    forgets: bool,
 }
 
 impl Source {
     pub(super) fn open(dir: &Dir, path: &Path) -> Result<Source, Error> {
         let file = dir.disk.open(path)?;
         let len = file.bytes()?;
-        Ok(Source { file, path: path.to_owned(), offset: 0, len })
+        Ok(Source { file, path: path.to_owned(), offset: 0, len, forgets: false })
     }
 
     /// Fills `bytes` with what comes next.
@@ -178,6 +183,9 @@ impl Source {
             return Err(self.corrupt(self.len, "the file ends too early"));
         }
         self.file.read_at(self.offset, bytes)?;
+        if self.forgets && self.offset / SYNC_BYTES as u64 != end / SYNC_BYTES as u64 {
+            self.file.forget_cache()?;
+        }
         self.offset = end;
         Ok(())
     }
@@ -189,7 +197,8 @@ impl Source {
             return Err(self.corrupt(self.len, "the file ends too early"));
         }
         let (file, path) = (Arc::clone(&self.file), self.path.clone());
-        let part = Source { file, path, offset: self.offset, len: end };
+        let (offset, forgets) = (self.offset, self.forgets);
+        let part = Source { file, path, offset, len: end, forgets };
         self.offset = end;
         Ok(part)
     }
@@ -201,5 +210,5 @@ impl Source {
 
 /// What the name of an unfinished file ends in.
 pub(super) const TEMPORARY: &str = ".tmp";
-/// Synced in between this often, so that the last sync is not one long one in the way of the log's.
+/// Synced in between this often, so that the last sync is not one long one in the way of the log's. (And forgotten.)
 const SYNC_BYTES: usize = 8 << 20;

@@ -141,9 +141,15 @@ pub(super) struct Input {
     block: u64,
 }
 
+impl From<Source> for Input {
+    fn from(source: Source) -> Input {
+        Input { source, digest: Digest::default(), block: 0 }
+    }
+}
+
 impl Input {
     pub(super) fn open(dir: &Dir, path: &Path) -> Result<Input, Error> {
-        Ok(Input { source: Source::open(dir, path)?, digest: Digest::default(), block: 0 })
+        Ok(Input::from(Source::open(dir, path)?))
     }
 
     pub(super) fn header(&mut self) -> Result<Header, Error> {

@@ -42,8 +42,9 @@ impl Incoming {
     /// # Errors
     /// [`Error::Corrupt`] if it is no whole snapshot of this cluster; nothing is left behind then.
     pub fn finish(mut self, cluster: &[u8; 16]) -> Result<PathBuf, Error> {
-        let temporary = self.file.sync()?.to_owned();
-        let meta = self.file.dir().verify(&temporary)?;
+        let source = self.file.sync()?;
+        let temporary = source.path.clone();
+        let meta = snapshot::describe(source.into())?.meta;
         if meta.cluster != *cluster {
             let (path, reason) = (temporary, "it is of another cluster");
             return Err(Error::Corrupt { path, offset: 0, reason });

@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use super::arena::{Arena, ArenaWriter, Offset, UNIT_BYTES, fence};
 use super::bucket::{self, BUCKET_WORDS, Bucket};
 use super::records::{self, Key, Node};
+use super::versions::Version;
 
 /// Makes the buckets of a new arena.
 pub(super) fn init(writer: &mut ArenaWriter) {
@@ -114,9 +115,11 @@ pub(super) fn warm_up(arena: &Arena, keys: &[Key<'_>]) -> u32 {
         // The key may reach into the next line of the cache.
         touched ^= node.key().last().copied().map_or(0, u32::from);
     }
-    for &version in places[..keys.len()].iter().filter(|at| !at.is_null()) {
-        touched ^= arena.half(version, 0) ^ arena.half(version, VERSION_HALVES - 1);
+    let newest = places[..keys.len()].iter().filter(|at| !at.is_null());
+    for &at in newest.clone() {
+        touched ^= arena.half(at, 0) ^ arena.half(at, VERSION_HALVES - 1);
     }
+    newest.for_each(|&at| Version { arena, at }.prefetch_jump());
     // The loads must not be left out, though nothing needs what they give.
     std::hint::black_box(touched);
     absent

@@ -13,7 +13,7 @@
 //!
 //! **Map:** `arena` (memory, the `unsafe` code) < `records`, `versions` (what lies in it) < `skiplist`, `index` with
 //! its `bucket`s < `tree` (writes) and `reader` (reads); `ahead` (asks for memory early); `session` and `history`;
-//! `checkpoint` and [`snapshot`] (files), over `format` and `files`.
+//! `checkpoint` with its `compaction`, and [`snapshot`] (files), over `format` and `files`.
 //!
 //! **More:** `design.md` section 5.
 
@@ -25,6 +25,7 @@ mod arena;
 mod arena;
 mod bucket;
 mod checkpoint;
+mod compaction;
 mod files;
 mod format;
 mod hash;
@@ -70,7 +71,6 @@ pub struct Options {
 
 /// The state, and its one writer.
 pub struct Store {
-    options: Options,
     tree: Tree,
     sessions: Sessions,
     history: History,
@@ -131,7 +131,7 @@ impl Store {
         let tree = Tree::new(options.arena_bytes, options.hash_seed)?;
         let (sessions, history) = (Sessions::default(), History::default());
         let (revision, state_hash, retired) = (Index(0), 0, Vec::new());
-        Ok(Store { options, tree, sessions, history, revision, state_hash, retired })
+        Ok(Store { tree, sessions, history, revision, state_hash, retired })
     }
 
     /// Applies the command of the entry at `index`.

@@ -118,20 +118,7 @@ impl Dir {
     /// # Errors
     /// As [`Dir::verify`].
     pub fn describe(&self, path: &Path) -> Result<Description, Error> {
-        let mut input = Input::open(self, path)?;
-        let header = input.header()?;
-        for section in [header.replicated_bytes, header.image_bytes] {
-            input.pass(section, |_| Ok(()))?;
-        }
-        input.end()?;
-        Ok(Description {
-            meta: header.meta,
-            keys: header.counts.keys,
-            live_bytes: header.counts.live_bytes,
-            oldest: header.oldest,
-            state_hash: header.state_hash,
-            bytes: input.source.len,
-        })
+        describe(Input::open(self, path)?)
     }
 
     /// What tells a snapshot file from every other: its digest, unchecked.
@@ -171,7 +158,7 @@ impl Dir {
             input.pass(section, |block| output.block(block))?;
         }
         input.end()?;
-        finish(self, output, &header.meta, &Pace::default())
+        finish(output, &header.meta, &Pace::default())
     }
 
     /// Loads the newest snapshot that is not damaged, and removes what unfinished ones left behind.
@@ -253,7 +240,7 @@ impl Store {
         tree.set_oldest(history.oldest());
         let state_hash = header.state_hash;
         let retired = Vec::new();
-        let store = Store { options, tree, sessions, history, revision, state_hash, retired };
+        let store = Store { tree, sessions, history, revision, state_hash, retired };
         Ok((store, header.meta))
     }
 }
@@ -283,23 +270,35 @@ pub(super) fn write(
     for block in state.chunks(BLOCK_BYTES).chain(image.chunks(BLOCK_BYTES)) {
         output.block(block)?;
     }
-    finish(dir, output, &header.meta, pace)
+    finish(output, &header.meta, pace)
 }
 
 /// Reads a file back and gives it its name.
-fn finish(
-    dir: &Dir,
-    mut output: Output,
-    meta: &SnapshotMeta,
-    pace: &Pace,
-) -> Result<SnapshotInfo, Error> {
+fn finish(mut output: Output, meta: &SnapshotMeta, pace: &Pace) -> Result<SnapshotInfo, Error> {
     output.end()?;
-    let back = dir.verify(output.file.sync()?)?;
+    let back = describe(output.file.sync()?.into())?.meta;
     assert_eq!(back, *meta, "a snapshot says what was written");
     pace.check()?;
     let bytes = output.bytes;
     let path = output.file.publish_as(&name(back.index))?;
     Ok(SnapshotInfo { path, index: back.index, term: back.term, bytes })
+}
+
+/// Checks every byte, and says what they hold.
+pub(super) fn describe(mut input: Input) -> Result<Description, Error> {
+    let header = input.header()?;
+    for section in [header.replicated_bytes, header.image_bytes] {
+        input.pass(section, |_| Ok(()))?;
+    }
+    input.end()?;
+    Ok(Description {
+        meta: header.meta,
+        keys: header.counts.keys,
+        live_bytes: header.counts.live_bytes,
+        oldest: header.oldest,
+        state_hash: header.state_hash,
+        bytes: input.source.len,
+    })
 }
 
 fn index_of(name: &str) -> Option<Index> {

@@ -58,24 +58,22 @@ struct Before {
 impl Tree {
     /// A tree without keys.
     pub(super) fn new(arena_bytes: u64, hash_seed: u64) -> Result<Tree, Error> {
-        let mut writer = Arena::reserve(arena_bytes)?;
+        Ok(Tree::in_arena(Arena::reserve(arena_bytes)?, hash_seed))
+    }
+
+    fn in_arena(mut writer: ArenaWriter, hash_seed: u64) -> Tree {
         records::new_root(&mut writer, hash_seed);
         index::init(&mut writer);
         let tail = Tail::find(writer.arena());
-        Ok(Tree { writer, tail, places: VecDeque::new(), counts: Counts::default(), journal: None })
+        Tree { writer, tail, places: VecDeque::new(), counts: Counts::default(), journal: None }
     }
 
-    /// A tree that will have `keys` keys and take at most `bytes`; see [`Tree::complete`].
-    pub(super) fn with_room(
-        arena_bytes: u64,
-        hash_seed: u64,
-        keys: u64,
-        bytes: u64,
-    ) -> Result<Tree, Error> {
-        let mut tree = Tree::new(arena_bytes, hash_seed)?;
+    /// A tree in an empty arena, which will have `keys` keys and take at most `bytes`; see [`Tree::complete`].
+    pub(super) fn with_room(writer: ArenaWriter, hash_seed: u64, keys: u64, bytes: u64) -> Tree {
+        let mut tree = Tree::in_arena(writer, hash_seed);
         tree.writer.expect_image(bytes);
         index::reserve(&mut tree.writer, keys);
-        Ok(tree)
+        tree
     }
 
     /// What comes now comes on the writer's thread.

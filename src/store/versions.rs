@@ -17,7 +17,7 @@
 //! those of the version before it alone, and a walk that takes each jump which does not go too far finds any version of
 //! a chain of n in some 2 log n steps.
 
-use super::arena::{Arena, ArenaWriter, Offset};
+use super::arena::{Arena, ArenaWriter, Offset, UNIT_BYTES};
 use super::records::{self, Node};
 use crate::proto::limits::VALUE_BYTES_CEILING;
 
@@ -97,6 +97,16 @@ impl<'a> Version<'a> {
         jump.jump().unwrap_or(jump)
     }
 
+    /// Asks for what [`Version::jump_of_next`] will look at.
+    pub(super) fn prefetch_jump(self) {
+        if jump_length(self.depth() + 1) != 1
+            && let Some(jump) = self.jump()
+        {
+            self.arena.prefetch(jump.at, 0);
+            self.arena.prefetch(jump.at, VERSION_WORDS);
+        }
+    }
+
     /// What it says beside its value.
     pub(super) fn header(self) -> VersionHeader {
         VersionHeader {
@@ -128,6 +138,14 @@ impl<'a> Version<'a> {
         // SAFETY: `push` allocated these words and that many bytes; offsets of versions only come from
         // acquiring loads of links, or from the writer itself.
         unsafe { self.arena.payload(self.at, words, self.value_bytes()) }
+    }
+
+    /// Asks for the value, up to a length from which on the processor sees by itself where it goes.
+    pub(super) fn prefetch_value(self) {
+        let words = self.head_words() + self.value_bytes().div_ceil(UNIT_BYTES);
+        for line in (LINE_WORDS..words.min(PREFETCH_WORDS)).step_by(LINE_WORDS) {
+            self.arena.prefetch(self.at, line);
+        }
     }
 
     fn is_short(self) -> bool {
@@ -201,6 +219,10 @@ pub(super) fn push(
     Some(at)
 }
 
+/// A line of most processors' caches.
+const LINE_WORDS: usize = 8;
+/// As much as is asked for early.
+const PREFETCH_WORDS: usize = 8 * LINE_WORDS;
 const VERSION_WORDS: usize = 2;
 /// Words that versions have on top which are neither first nor tombstones.
 const VERSION_WORDS_LONG: usize = 2;

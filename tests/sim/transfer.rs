@@ -15,7 +15,8 @@ impl World {
         let cell = &mut self.cells[node];
         let dir = cell.snapshots();
         let Some(running) = cell.alive(life) else { return };
-        let Some(job) = running.checkpoint.take() else { return };
+        let Some(mut job) = running.checkpoint.take() else { return };
+        running.spare.take().into_iter().for_each(|spare| job.checkpoint.reuse(spare));
         let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
         if done.is_some() {
             self.coverage.count("snapshot: written");

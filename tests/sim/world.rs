@@ -213,6 +213,7 @@ impl World {
         let checkpoint = output.checkpoint.take();
         let has_checkpoint = checkpoint.is_some();
         running.input.caught_up.extend(output.catch_up.take().map(|image| image.run()));
+        running.spare = output.unread.pop().or(running.spare.take());
         if has_checkpoint {
             running.checkpoint = checkpoint;
         }

@@ -9,7 +9,7 @@ use crate::disk::MemDisk;
 use crate::proto::command::{Command, Op, Outcome};
 use crate::raft::{Index, Term};
 use crate::store::snapshot::{Dir, SnapshotMeta};
-use crate::store::{Adoption, CatchUp, Compacted, Options, Pace, Range, Reader, Store};
+use crate::store::{Adoption, CatchUp, Compacted, Options, Pace, Range, Reader, Store, Unread};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -188,6 +188,39 @@ fn an_arena_is_given_back_when_its_last_reader_is_gone() {
     drop(reader);
     assert_eq!(client.store.take_unread().len(), 1);
     assert_eq!(client.store.take_unread().len(), 0);
+}
+
+#[test]
+fn an_image_in_the_memory_of_an_older_arena_is_the_same_to_the_byte() {
+    let (fresh, recycled) = (dir(), dir());
+    let (mut client, mut random) = (Client::new(), Random(9));
+    let (mut model, mut spare) = (Model::new(), None::<Unread>);
+    for round in 0..6_u64 {
+        let history = work(&mut client, &mut model, &mut random, 1500);
+        compact(&mut client.store, history[1000].0);
+        image_of(client.store.checkpoint(), &fresh);
+        let mut checkpoint = client.store.checkpoint();
+        if let Some(mut spare) = spare.take() {
+            spare.shrink([u64::MAX, 0, 10_001][round as usize % 3]);
+            checkpoint.reuse(spare);
+        }
+        let image = image_of(checkpoint, &recycled);
+        let files = [&fresh, &recycled].map(|dir| {
+            let path = &dir.list().unwrap()[0].1;
+            let file = dir.disk.open(path).unwrap();
+            let mut bytes = vec![0; file.bytes().unwrap() as usize];
+            file.read_at(0, &mut bytes).unwrap();
+            bytes
+        });
+        assert!(files[0] == files[1], "round {round}");
+        assert!(matches!(client.store.adopt(image), Adoption::Adopted));
+        spare = client.store.take_unread().pop();
+        assert!(spare.is_some());
+        // In memory that others left behind the store goes on as in any.
+        for (at, model) in &history[1000..] {
+            assert_eq!(rows(&client.store.reader(), *at), *model, "round {round}, at {at}");
+        }
+    }
 }
 
 #[test]

@@ -69,7 +69,8 @@ fn look(reader: &Reader, random: &mut Random) {
 fn swap(client: &mut Client, dir: &Dir) {
     let below = client.store.revision().0 - 1000;
     client.store.apply(next(&client.store), &Command::Compact { below });
-    let checkpoint = client.store.checkpoint();
+    let mut checkpoint = client.store.checkpoint();
+    client.store.take_unread().pop().into_iter().for_each(|spare| checkpoint.reuse(spare));
     let meta = SnapshotMeta {
         cluster: [7; 16],
         index: checkpoint.revision(),
