@@ -66,6 +66,15 @@ fn look(reader: &Reader, random: &mut Random) {
     assert!(reader.scan(range, at).take(200).eq(rows));
 }
 
+/// Tells the readers that it is over, also when it is because a check failed.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn swap(client: &mut Client, dir: &Dir) {
     let below = client.store.revision().0 - 1000;
     client.store.apply(next(&client.store), &Command::Compact { below });
@@ -102,6 +111,7 @@ fn millions_of_random_operations_are_like_a_sorted_map_also_for_readers_beside()
                 }
             });
         }
+        let _ends = Ends(&done);
         for count in 1..=OPERATIONS {
             step(&mut client, &mut model, &mut random);
             if count.is_multiple_of(SWAP_EVERY) {
@@ -113,7 +123,6 @@ fn millions_of_random_operations_are_like_a_sorted_map_also_for_readers_beside()
                 assert!(rows.eq(model.iter().map(|(key, row)| (&key[..], (&row.0[..], row.1)))));
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!(client.store.keys(), model.len() as u64);
 }
