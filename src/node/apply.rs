@@ -101,6 +101,7 @@ impl Node {
         self.snapshots.running = true;
         self.snapshots.is_suspect = false;
         self.snapshots.log_bytes = 0;
+        self.snapshots.beyond = 0;
         self.snapshots.store_bytes = self.store.bytes();
         self.snapshots.oldest = self.store.oldest();
         Some(CheckpointJob {
@@ -110,12 +111,22 @@ impl Node {
         })
     }
 
-    /// Whether so much was written since a checkpoint began, which it has to catch up with before memory is given back, that
-    /// more must wait for it.
-    pub(super) fn outruns_checkpoint(&self) -> bool {
+    /// Whether a write must wait because so much was written since a checkpoint began, which has to catch up with it before
+    /// memory is given back. Beyond what is ample ever more of them must, evenly spread, and from twice as much on all: so
+    /// those who write are slowed down to what the checkpoint can do, and not stopped until it is done.
+    pub(super) fn outruns_checkpoint(&mut self) -> bool {
         let begun_with = self.snapshots.store_bytes;
-        self.snapshots.running
-            && self.store.bytes() > begun_with + begun_with / 2 + COMPACT_BYTES_MIN
+        let ample = begun_with / 2 + COMPACT_BYTES_MIN;
+        let beyond = self.store.bytes().saturating_sub(begun_with + ample).min(ample);
+        if !self.snapshots.running || beyond == 0 {
+            return false;
+        }
+        self.snapshots.beyond += beyond;
+        let must_wait = self.snapshots.beyond >= ample;
+        if must_wait {
+            self.snapshots.beyond -= ample;
+        }
+        must_wait
     }
 
     /// Bytes of log that make a snapshot due. One costs what the store holds, so it waits for twice as much log, up to what

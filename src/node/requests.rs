@@ -131,7 +131,7 @@ impl Node {
     }
 
     /// What a client may not propose is refused before it is logged.
-    fn check_command(&self, bytes: &[u8]) -> Result<Growth, Refusal> {
+    fn check_command(&mut self, bytes: &[u8]) -> Result<Growth, Refusal> {
         let invalid = |reason: &str| Refusal::Invalid { reason: reason.to_owned() };
         let command: Command<'_> =
             proto::decode(bytes, "command").map_err(|error| invalid(&error.to_string()))?;
@@ -170,7 +170,7 @@ impl Node {
     }
 
     /// What the write may add to the store, if there is room for it and for all that is proposed already.
-    fn find_room(&self, op: Op<'_>) -> Result<Growth, Refusal> {
+    fn find_room(&mut self, op: Op<'_>) -> Result<Growth, Refusal> {
         let value_bytes = op.value_bytes() as u64;
         // Each proposed write may be one of the same key.
         let before = match op {
