@@ -30,16 +30,18 @@ impl Ahead {
     }
 
     /// The scan has come to this node.
+    #[inline]
     pub(super) fn pass(&mut self, node: Node<'_>) {
         match &mut self.next {
-            Look::After(0) => {}
-            Look::After(left) => {
-                *left -= 1;
-                return;
-            }
-            Look::At(next) if *next != node.at => return,
-            Look::At(_) => {}
+            Look::After(0) => self.look(node),
+            Look::After(left) => *left -= 1,
+            Look::At(next) if *next != node.at => {}
+            Look::At(_) => self.look(node),
         }
+    }
+
+    #[cold]
+    fn look(&mut self, node: Node<'_>) {
         if lies_in_order(node) {
             self.next = Look::After(IN_ORDER);
             return;

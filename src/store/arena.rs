@@ -208,15 +208,18 @@ impl Arena {
         unsafe { std::slice::from_raw_parts(pointer, len) }
     }
 
+    #[cold]
+    fn out_of_bounds(&self, start: usize, len: usize) -> ! {
+        panic!("arena access at {start} of {len} bytes beyond {}", self.map.len());
+    }
+
     /// A pointer to `len` bytes, `skip` bytes after `at`.
     #[inline]
     fn pointer(&self, at: Offset, skip: usize, len: usize) -> *mut u8 {
         let start = at.bytes() + skip;
-        assert!(
-            start + len <= self.map.len(),
-            "arena access at {start} of {len} bytes beyond {}",
-            self.map.len()
-        );
+        if start + len > self.map.len() {
+            self.out_of_bounds(start, len);
+        }
         // SAFETY: `start + len` was just checked to lie in the map.
         unsafe { self.map.as_mut_ptr().add(start) }
     }

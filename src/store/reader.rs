@@ -164,55 +164,62 @@ impl<'a> Scan<'a> {
             (Bound::Unbounded, true) => skiplist::last(self.arena),
         }
     }
-}
 
-impl<'a> Scan<'a> {
     /// The next row, but after at most `steps` keys, of which each one that is deleted costs one, too: then the error is
     /// the key that was seen last, after which a new scan can go on.
     ///
     /// # Errors
     /// The last key, see above.
     pub fn next_within(&mut self, steps: &mut usize) -> Result<Option<Row<'a>>, &'a [u8]> {
-        while let Some(node) = self.next {
-            let key = node.key();
-            let reverse = self.range.reverse;
-            let inside =
-                if reverse { self.range.is_above_from(key) } else { self.range.is_below_to(key) };
-            if !inside {
-                self.next = None;
-                break;
-            }
-            self.next = if reverse {
-                node.before()
-            } else {
-                self.ahead.pass(node);
-                node.next()
-            };
-            if let Some(version) = node.live_at(self.at) {
-                let (value, revision) = (version.value(), Index(version.revision()));
-                *steps = steps.saturating_sub(1);
-                return Ok(Some(Row { key, value, revision }));
-            }
+        while let Some(node) = self.step() {
             *steps = steps.saturating_sub(1);
+            if let Some(version) = node.live_at(self.at) {
+                return Ok(Some(Row::of(node, version)));
+            }
             if *steps == 0 {
-                return Err(key);
+                return Err(node.key());
             }
         }
         Ok(None)
+    }
+
+    /// The node that it stands at, if that is in the range, whether its key exists or not; stands at the one behind it then.
+    #[inline]
+    fn step(&mut self) -> Option<Node<'a>> {
+        let node = self.next.take()?;
+        if self.range.reverse {
+            if self.range.is_above_from(node.key()) {
+                self.next = node.before();
+                return Some(node);
+            }
+        } else if self.range.is_below_to(node.key()) {
+            self.ahead.pass(node);
+            self.next = node.next();
+            return Some(node);
+        }
+        None
     }
 }
 
 impl<'a> Iterator for Scan<'a> {
     type Item = Row<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Row<'a>> {
-        let mut steps = usize::MAX;
         loop {
-            // Its end is no end here: the scan stands behind the key that it saw last.
-            if let Ok(row) = self.next_within(&mut steps) {
-                return row;
+            let node = self.step()?;
+            if let Some(version) = node.live_at(self.at) {
+                return Some(Row::of(node, version));
             }
         }
+    }
+}
+
+impl<'a> Row<'a> {
+    #[inline]
+    fn of(node: Node<'a>, version: Version<'a>) -> Row<'a> {
+        let (value, revision) = (version.value(), Index(version.revision()));
+        Row { key: node.key(), value, revision }
     }
 }
 

@@ -75,10 +75,12 @@ impl<'a> Node<'a> {
         self.arena.prefetch(self.at, NODE_WORDS + 2);
     }
 
+    #[inline]
     pub(super) fn before(self) -> Option<Node<'a>> {
         Node::at(self.arena, Offset(self.arena.half(self.at, NODE_BEFORE_HALF)))
     }
 
+    #[inline]
     pub(super) fn next(self) -> Option<Node<'a>> {
         Node::at(self.arena, Link::load(self.arena, self.at, 0).to)
     }

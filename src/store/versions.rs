@@ -58,6 +58,7 @@ impl<'a> Node<'a> {
     }
 
     /// The version that a reader at `revision` sees as the key's value.
+    #[inline]
     pub(super) fn live_at(self, revision: u64) -> Option<Version<'a>> {
         self.version_at(revision).filter(|version| !version.is_tombstone())
     }
@@ -69,12 +70,14 @@ impl<'a> Version<'a> {
         self.arena.word(self.at, 0)
     }
 
+    #[inline]
     pub(super) fn before(self) -> Option<Version<'a>> {
         let at = Offset(self.arena.half(self.at, VERSION_BEFORE_HALF));
         (!at.is_null()).then_some(Version { arena: self.arena, at })
     }
 
     /// A version further back; `None` from the oldest.
+    #[inline]
     fn jump(self) -> Option<Version<'a>> {
         // Without a jump the value lies there, or the next record, which may just be written.
         let at = self.has_jump().then(|| self.arena.half(self.at, VERSION_JUMP_HALF))?;
@@ -82,6 +85,7 @@ impl<'a> Version<'a> {
     }
 
     /// How many versions lie before this one.
+    #[inline]
     fn depth(self) -> u32 {
         if self.has_jump() { self.arena.half(self.at, VERSION_DEPTH_HALF) } else { 0 }
     }
@@ -117,6 +121,7 @@ impl<'a> Version<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn is_tombstone(self) -> bool {
         self.meta() & TOMBSTONE != 0
     }
@@ -129,10 +134,12 @@ impl<'a> Version<'a> {
         if self.is_short() { 1 } else { self.arena.word(self.at, self.head_words() + 1) }
     }
 
+    #[inline]
     pub(super) fn value_bytes(self) -> usize {
         (self.meta() & LEN_MASK) as usize
     }
 
+    #[inline]
     pub(super) fn value(self) -> &'a [u8] {
         let words = self.head_words() + if self.is_short() { 0 } else { VERSION_WORDS_LONG };
         // SAFETY: `push` allocated these words and that many bytes; offsets of versions only come from
@@ -148,15 +155,18 @@ impl<'a> Version<'a> {
         }
     }
 
+    #[inline]
     fn is_short(self) -> bool {
         self.meta() & (TOMBSTONE | FIRST) != 0
     }
 
+    #[inline]
     fn has_jump(self) -> bool {
         self.meta() & JUMP != 0
     }
 
     /// Words before those that only long versions have.
+    #[inline]
     fn head_words(self) -> usize {
         VERSION_WORDS + usize::from(self.has_jump())
     }
