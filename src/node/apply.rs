@@ -67,11 +67,12 @@ impl Node {
     pub(super) fn maybe_checkpoint(&mut self, output: &mut Output) {
         output.unread.append(&mut self.store.take_unread());
         let is_long = self.snapshots.log_bytes >= self.snapshot_interval();
+        let is_for_growth = is_long || self.should_compact();
         let is_wanted = !self.snapshots.wanted.is_empty();
         let is_quiet = self.snapshots.quiet_ticks >= QUIET_TICKS && self.would_start_faster();
         let is_suspect = self.snapshots.is_suspect;
-        if is_long || is_wanted || is_quiet || is_suspect || self.should_compact() {
-            output.checkpoint = self.begin_checkpoint();
+        if is_for_growth || is_wanted || is_quiet || is_suspect {
+            output.checkpoint = self.begin_checkpoint(is_for_growth);
         }
     }
 
@@ -82,7 +83,7 @@ impl Node {
 
     /// The checkpoint of a node that is about to stop, if the next start would be faster by it.
     pub fn last_checkpoint(&mut self) -> Option<CheckpointJob> {
-        self.would_start_faster().then(|| self.begin_checkpoint()).flatten()
+        self.would_start_faster().then(|| self.begin_checkpoint(false)).flatten()
     }
 
     /// Whether the log after the newest snapshot is long beside the store.
@@ -90,7 +91,7 @@ impl Node {
         self.snapshots.log_bytes >= QUIET_LOG_BYTES.max(self.store.bytes() / 4)
     }
 
-    fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
+    fn begin_checkpoint(&mut self, is_for_growth: bool) -> Option<CheckpointJob> {
         let applied = self.store.revision();
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
         let is_due = applied > newest || self.snapshots.is_suspect;
@@ -108,6 +109,7 @@ impl Node {
             checkpoint: self.store.checkpoint(),
             at: super::SnapshotAt { index: applied, term },
             membership: self.raft.membership_at(applied).membership.clone(),
+            is_for_growth,
         })
     }
 

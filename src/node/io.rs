@@ -197,6 +197,8 @@ pub struct CheckpointJob {
     pub at: SnapshotAt,
     /// The membership then.
     pub membership: Membership,
+    /// It is due because so much was written: if that goes on, another one follows.
+    pub is_for_growth: bool,
 }
 
 /// Takes the answers of a turn.

@@ -24,6 +24,7 @@ mod own;
 mod repair;
 mod requests;
 pub mod run;
+mod spare;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -6,12 +6,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::spare::{SPARE_KEPT, Spare};
 use super::{CheckpointJob, Checkpointed};
 use crate::proto;
 use crate::store::snapshot::{self, SnapshotMeta};
-use crate::store::{CatchUp, Checkpoint, Compacted, Pace, Unread};
+use crate::store::{CatchUp, Compacted, Pace, Unread};
 use crate::wal::{self, Ordinal, Persisted, Record, Writer};
 
 /// Called when a thread has something to report; must not block.
@@ -209,13 +210,13 @@ impl Checkpointer {
         }
         while let Some(jobs) = slot.take(SPARE_KEPT) {
             if jobs.is_empty() {
-                self.spare.memory = None;
+                self.spare.give_back();
             }
             for job in jobs {
                 match job {
                     Job::Checkpoint(mut job) => {
-                        self.spare.lend(&mut job.checkpoint);
-                        self.pace.is_short_lived = self.spare.is_wanted;
+                        self.spare.lend(&mut job);
+                        self.pace.is_short_lived = self.spare.is_wanted();
                         let done = write_checkpoint(job, &self.dir, self.cluster, &self.pace);
                         self.spare.on_checkpoint(done.as_ref());
                         lock(&self.reports).checkpoints.push(done);
@@ -233,42 +234,6 @@ impl Checkpointer {
     }
 }
 
-/// The memory of an arena that the store has left, kept for the next image while checkpoints follow each other closely.
-#[derive(Default)]
-struct Spare {
-    memory: Option<Unread>,
-    /// When the last image was made, and what it takes.
-    last: Option<(Instant, u64)>,
-    /// Whether that was soon after the one before it.
-    is_wanted: bool,
-}
-
-impl Spare {
-    fn lend(&mut self, checkpoint: &mut Checkpoint) {
-        self.memory.take().into_iter().for_each(|memory| checkpoint.reuse(memory));
-    }
-
-    fn on_checkpoint(&mut self, done: Option<&Checkpointed>) {
-        let last = done.map(|done| (Instant::now(), done.compacted.bytes()));
-        self.is_wanted =
-            last.is_some() && self.last.is_some_and(|(at, _)| at.elapsed() < SPARE_KEPT);
-        self.last = last;
-    }
-
-    fn on_caught_up(&mut self, image: &Compacted) {
-        self.last = self.last.map(|(at, _)| (at, image.bytes()));
-    }
-
-    /// Keeps as much of it as the next image will take.
-    fn on_unread(&mut self, mut unread: Vec<Unread>) {
-        let last = self.last.filter(|_| self.is_wanted);
-        if let (Some((_, bytes)), Some(mut memory)) = (last, unread.pop()) {
-            memory.shrink(bytes);
-            self.memory = Some(memory);
-        }
-    }
-}
-
 /// Writes one checkpoint and removes all but the two newest; `None` if it failed or was cancelled, with a word in the
 /// log. The checkpoint thread's work, without the thread.
 pub fn write_checkpoint(
@@ -277,7 +242,7 @@ pub fn write_checkpoint(
     cluster: [u8; 16],
     pace: &Pace,
 ) -> Option<Checkpointed> {
-    let CheckpointJob { checkpoint, at, membership } = job;
+    let CheckpointJob { checkpoint, at, membership, .. } = job;
     let mut encoded = Vec::new();
     proto::encode(&membership, &mut encoded);
     let meta = SnapshotMeta { cluster, index: at.index, term: at.term, membership: encoded };
@@ -299,8 +264,6 @@ pub fn write_checkpoint(
 
 /// The log's mark is brought up to date when nothing was written for this long.
 const IDLE: Duration = Duration::from_millis(100);
-/// Memory is kept for the next image if that is likely to be made within this time.
-const SPARE_KEPT: Duration = Duration::from_secs(20);
 /// The newest may be damaged, so the one before it stays, with the log after it.
 const SNAPSHOTS_KEPT: usize = 2;
 /// Checkpoints give way to all other threads, but are not starved by them: memory is given back only when they end. On
