@@ -113,13 +113,16 @@ impl Node {
         })
     }
 
-    /// Whether a write must wait because so much was written since a checkpoint began, which has to catch up with it before
-    /// memory is given back. Beyond what is ample ever more of them must, evenly spread, and from twice as much on all: so
-    /// those who write are slowed down to what the checkpoint can do, and not stopped until it is done.
-    pub(super) fn outruns_checkpoint(&mut self) -> bool {
+    /// Whether a write that takes so many bytes must wait because so much was written since a checkpoint began, which has to
+    /// catch up with it before memory is given back. Beyond what is ample ever more of them must, evenly spread, and from
+    /// twice as much on all: so those who write are slowed down to what the checkpoint can do, and not stopped until it is
+    /// done. That comes before the store is full, since it will have room again.
+    pub(super) fn outruns_checkpoint(&mut self, own_bytes: u64) -> bool {
         let begun_with = self.snapshots.store_bytes;
-        let ample = begun_with / 2 + COMPACT_BYTES_MIN;
-        let beyond = self.store.bytes().saturating_sub(begun_with + ample).min(ample);
+        let room = self.about.store_bytes_max.saturating_sub(begun_with);
+        let ample = (begun_with / 2 + COMPACT_BYTES_MIN).min(room / 2);
+        let bytes = self.store.bytes() + self.growth.store_bytes + own_bytes;
+        let beyond = bytes.saturating_sub(begun_with + ample).min(ample);
         if !self.snapshots.running || beyond == 0 {
             return false;
         }

@@ -47,7 +47,7 @@ pub(super) struct Growth {
     /// Bytes of values that they bring.
     value_bytes: u64,
     /// Bytes of the store's memory that they take.
-    store_bytes: u64,
+    pub(super) store_bytes: u64,
 }
 
 impl Growth {
@@ -183,7 +183,7 @@ impl Node {
             return Err(Refusal::NoSpace);
         }
         let is_crowded = self.store.bytes() + self.growth.store_bytes + store_bytes > capacity;
-        if is_crowded || self.outruns_checkpoint() {
+        if is_crowded || self.outruns_checkpoint(store_bytes) {
             return Err(Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
         }
         Ok(Growth { value_bytes, store_bytes })

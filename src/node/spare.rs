@@ -30,7 +30,7 @@ impl Spare {
 
     /// Nothing came for so long that none is likely.
     pub(super) fn give_back(&mut self) {
-        self.memory = None;
+        *self = Spare::default();
     }
 
     /// A checkpoint begins: it may have what is kept.

@@ -170,9 +170,8 @@ impl Arena {
     fn half_ref(&self, at: Offset, index: usize) -> &AtomicU32 {
         let pointer = self.pointer(at, index * 4, 4).cast::<AtomicU32>();
         // SAFETY: in bounds (`pointer` checked it), aligned (the map is page-aligned, offsets are multiples of 8,
-        // `index * 4` of 4), initialised (anonymous memory is zero, and stays so or is
-        // written), and words are only touched as atomics of this
-        // size once they can be known to another thread (module docs; the records, versions and buckets hold to it).
+        // `index * 4` of 4), initialised (anonymous memory is zero, and stays so or is written), and words are only touched as atomics
+        // of this size once they can be known to another thread (module docs; the records, versions and buckets hold to it).
         unsafe { &*pointer }
     }
 
@@ -349,6 +348,8 @@ mod tests {
                 (0..3).for_each(|word| old.set_word(at, word, u64::MAX));
                 true
             }) {}
+            old.publish(9);
+            old.set_oldest(9);
             old
         };
         for keep in [None, Some(0), Some(5000), Some(bytes)] {
@@ -360,7 +361,8 @@ mod tests {
             }
             let mut new = Arena::recycle(old).expect("nobody else has it");
             assert_eq!(new.arena().map.as_ptr(), place);
-            assert_eq!((new.arena().used_bytes(), new.arena().published()), (8, 0));
+            let arena = new.arena();
+            assert_eq!((arena.used_bytes(), arena.published(), arena.oldest()), (8, 0, 0));
             let mut fresh = Arena::reserve(bytes).unwrap();
             for len in (0..1000).chain([9999]) {
                 let value = vec![7; len];

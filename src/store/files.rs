@@ -183,7 +183,8 @@ impl Source {
             return Err(self.corrupt(self.len, "the file ends too early"));
         }
         self.file.read_at(self.offset, bytes)?;
-        if self.forgets && self.offset / SYNC_BYTES as u64 != end / SYNC_BYTES as u64 {
+        let is_step = self.offset / SYNC_BYTES as u64 != end / SYNC_BYTES as u64;
+        if self.forgets && (is_step || end == self.len) {
             self.file.forget_cache()?;
         }
         self.offset = end;
@@ -210,5 +211,6 @@ impl Source {
 
 /// What the name of an unfinished file ends in.
 pub(super) const TEMPORARY: &str = ".tmp";
-/// Synced in between this often, so that the last sync is not one long one in the way of the log's. (And forgotten.)
+/// Synced in between this often, so that the last sync is not one long one in the way of the log's. Also what a file that stays out
+/// of the system's cache is forgotten by.
 const SYNC_BYTES: usize = 8 << 20;

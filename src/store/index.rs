@@ -11,7 +11,8 @@
 //! **Left out:** shrinking; a compacted image has an index of its own size.
 //!
 //! Buckets lie in segments: the first has 8, each further as many as all before it together, and from 2^16 on all have
-//! 2^16. Fresh pages are not touched before they are used, so a new segment costs nothing.
+//! 2^16. Fresh pages are not touched before they are used, so a new segment costs nothing there; memory that is used again
+//! is cleared, but an image, for which it is kept, has all its buckets from the beginning.
 
 use std::sync::atomic::Ordering;
 
@@ -93,8 +94,8 @@ pub(super) fn for_groups<'k>(
 
 /// Touches what [`find`] will touch for these keys, and the newest versions; tells which of them have no node, by the
 /// bits of the result. The loads of one key wait for each other, those of different keys do not: a group costs little
-/// more than one key.
-pub(super) fn warm_up(arena: &Arena, keys: &[Key<'_>]) -> u32 {
+/// more than one key. At the end `next` may ask for what it needs of the versions.
+pub(super) fn warm_up<'a>(arena: &'a Arena, keys: &[Key<'_>], next: impl Fn(Version<'a>)) -> u32 {
     assert!(keys.len() <= WARM_UP_GROUP, "{} keys are no group", keys.len());
     let count = buckets(records::split_sequence(arena));
     let mut places = [Offset::NULL; WARM_UP_GROUP];
@@ -116,10 +117,9 @@ pub(super) fn warm_up(arena: &Arena, keys: &[Key<'_>]) -> u32 {
         touched ^= node.key().last().copied().map_or(0, u32::from);
     }
     let newest = places[..keys.len()].iter().filter(|at| !at.is_null());
-    for &at in newest.clone() {
-        touched ^= arena.half(at, 0) ^ arena.half(at, VERSION_HALVES - 1);
-    }
-    newest.for_each(|&at| Version { arena, at }.prefetch_jump());
+    let newest = newest.map(|&at| Version { arena, at });
+    touched ^= newest.clone().fold(0, |touched, version| touched ^ version.revision() as u32);
+    newest.for_each(next);
     // The loads must not be left out, though nothing needs what they give.
     std::hint::black_box(touched);
     absent
@@ -215,8 +215,6 @@ fn place(arena: &Arena, bucket: u32) -> Offset {
 
 /// As many keys as a processor can have misses under way, and a few more.
 const WARM_UP_GROUP: usize = 16;
-/// The longest head of a version, in halves.
-const VERSION_HALVES: usize = 10;
 const FIRST_BUCKETS: u32 = 8;
 const SEGMENT_BUCKETS_MAX: u32 = 1 << 16;
 /// Segments before those of the largest size.

@@ -102,7 +102,9 @@ impl Reader {
 
     /// Brings what [`Reader::get`] will touch for these keys into the processor's caches, all of it at once.
     pub fn warm_up<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
-        index::for_groups(&self.arena, keys, |group| _ = index::warm_up(&self.arena, group));
+        index::for_groups(&self.arena, keys, |group| {
+            index::warm_up(&self.arena, group, Version::prefetch_value);
+        });
     }
 
     /// The keys of `range` at revision `at`, in order. The cost of the first row is a search, of each further one a

@@ -17,7 +17,7 @@ use super::arena::{Arena, ArenaWriter, Offset};
 use super::index::{self, Found};
 use super::records::{self, Key, Node};
 use super::skiplist::{self, Place, Tail};
-use super::versions::{self, VersionHeader};
+use super::versions::{self, Version, VersionHeader};
 
 /// See the module.
 pub(super) struct Tree {
@@ -154,7 +154,7 @@ impl Tree {
         self.places.clear();
         let arena = self.writer.arena();
         index::for_groups(arena, keys, |group| {
-            let absent = index::warm_up(arena, group);
+            let absent = index::warm_up(arena, group, Version::prefetch_head_and_jump);
             let is_absent = |&(i, _): &(usize, &Key<'k>)| absent >> i & 1 == 1;
             let new = group.iter().enumerate().filter(is_absent).map(|(_, key)| *key);
             skiplist::search(arena, &self.tail, new, &mut self.places);

@@ -101,8 +101,10 @@ impl<'a> Version<'a> {
         jump.jump().unwrap_or(jump)
     }
 
-    /// Asks for what [`Version::jump_of_next`] will look at.
-    pub(super) fn prefetch_jump(self) {
+    /// Asks for what hanging another version before this one will look at: its head, and what [`Version::jump_of_next`] does.
+    pub(super) fn prefetch_head_and_jump(self) {
+        let long = if self.is_short() { 0 } else { VERSION_WORDS_LONG };
+        self.arena.prefetch(self.at, self.head_words() + long - 1);
         if jump_length(self.depth() + 1) != 1
             && let Some(jump) = self.jump()
         {

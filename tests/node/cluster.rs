@@ -156,7 +156,7 @@ impl Cluster {
                 cluster: "test".to_owned(),
                 contacts: std::collections::BTreeMap::new(),
                 value_bytes_max: 1 << 20,
-                store_bytes_max: 192 << 20,
+                store_bytes_max: 128 << 20,
                 snapshot_log_bytes: self.snapshot_log_bytes,
                 retention: node::Retention { revisions: 1000, age_ms: 3_600_000 },
             },

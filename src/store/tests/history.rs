@@ -194,15 +194,17 @@ fn an_arena_is_given_back_when_its_last_reader_is_gone() {
 fn an_image_in_the_memory_of_an_older_arena_is_the_same_to_the_byte() {
     let (fresh, recycled) = (dir(), dir());
     let (mut client, mut random) = (Client::new(), Random(9));
-    let (mut model, mut spare) = (Model::new(), None::<Unread>);
+    let (mut model, mut spare) = (Model::new(), None::<(Unread, *const u8)>);
     for round in 0..6_u64 {
         let history = work(&mut client, &mut model, &mut random, 1500);
         compact(&mut client.store, history[1000].0);
         image_of(client.store.checkpoint(), &fresh);
         let mut checkpoint = client.store.checkpoint();
-        if let Some(mut spare) = spare.take() {
-            spare.shrink([u64::MAX, 0, 10_001][round as usize % 3]);
-            checkpoint.reuse(spare);
+        let mut expected = None;
+        if let Some((mut memory, place)) = spare.take() {
+            memory.shrink([u64::MAX, 0, 10_001][round as usize % 3]);
+            checkpoint.reuse(memory);
+            expected = Some(place);
         }
         let image = image_of(checkpoint, &recycled);
         let files = [&fresh, &recycled].map(|dir| {
@@ -213,9 +215,12 @@ fn an_image_in_the_memory_of_an_older_arena_is_the_same_to_the_byte() {
             bytes
         });
         assert!(files[0] == files[1], "round {round}");
+        let place = client.store.tree.image().as_ptr();
         assert!(matches!(client.store.adopt(image), Adoption::Adopted));
-        spare = client.store.take_unread().pop();
-        assert!(spare.is_some());
+        let memory = client.store.take_unread().pop().unwrap();
+        spare = Some((memory, place));
+        let place = client.store.tree.image().as_ptr();
+        assert!(expected.is_none_or(|expected| expected == place), "round {round}");
         // In memory that others left behind the store goes on as in any.
         for (at, model) in &history[1000..] {
             assert_eq!(rows(&client.store.reader(), *at), *model, "round {round}, at {at}");
