@@ -62,8 +62,8 @@ impl Node {
         }
     }
 
-    /// Begins a checkpoint when the log has grown enough since the last, or the store, or when nothing else is to do; gives
-    /// memory away that is not read any more.
+    /// Begins a checkpoint when the log has grown enough since the last, or the store, or when nothing else is to do;
+    /// gives memory away that is not read any more.
     pub(super) fn maybe_checkpoint(&mut self, output: &mut Output) {
         output.unread.append(&mut self.store.take_unread());
         let is_long = self.snapshots.log_bytes >= self.snapshot_interval();
@@ -113,10 +113,10 @@ impl Node {
         })
     }
 
-    /// Whether a write that takes so many bytes must wait because so much was written since a checkpoint began, which has to
-    /// catch up with it before memory is given back. Beyond what is ample ever more of them must, evenly spread, and from
-    /// twice as much on all: so those who write are slowed down to what the checkpoint can do, and not stopped until it is
-    /// done. That comes before the store is full, since it will have room again.
+    /// Whether a write that takes so many bytes must wait because so much was written since a checkpoint began, which
+    /// has to catch up with it before memory is given back. Beyond what is ample ever more of them must, evenly spread,
+    /// and from twice as much on all: so those who write are slowed down to what the checkpoint can do, and not stopped
+    /// until it is done. That comes before the store is full, since it will have room again.
     pub(super) fn outruns_checkpoint(&mut self, own_bytes: u64) -> bool {
         let begun_with = self.snapshots.store_bytes;
         let room = self.about.store_bytes_max.saturating_sub(begun_with);
@@ -134,8 +134,8 @@ impl Node {
         must_wait
     }
 
-    /// Bytes of log that make a snapshot due. One costs what the store holds, so it waits for twice as much log, up to what
-    /// a restart has time to read.
+    /// Bytes of log that make a snapshot due. One costs what the store holds, so it waits for twice as much log, up to
+    /// what a restart has time to read.
     fn snapshot_interval(&self) -> u64 {
         let (least, held) = (self.about.snapshot_log_bytes, self.snapshots.store_bytes);
         held.saturating_mul(2).clamp(least, least.saturating_mul(SNAPSHOT_LOG_MAX))

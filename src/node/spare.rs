@@ -1,11 +1,11 @@
 //! Memory for the next image.
 //!
-//! **For:** the checkpoint thread, while so much is written that one checkpoint follows the other: the memory of the arena that
-//! the store has left takes the next image, and is not given back and asked for again. Fresh memory is what most of a
-//! compaction costs where a hypervisor must find it.
+//! **For:** the checkpoint thread, while so much is written that one checkpoint follows the other: the memory of the
+//! arena that the store has left takes the next image, and is not given back and asked for again. Fresh memory is what
+//! most of a compaction costs where a hypervisor must find it.
 //!
-//! **Always:** no more is kept than the next image will take, and only between checkpoints that follow each other within
-//! [`SPARE_KEPT`].
+//! **Always:** no more is kept than the next image will take, and only between checkpoints that follow each other
+//! within [`SPARE_KEPT`].
 
 use std::time::{Duration, Instant};
 

@@ -92,8 +92,8 @@ impl Arena {
         Ok(ArenaWriter { arena: Arc::new(arena) })
     }
 
-    /// An empty arena in the memory of one that nobody else has; `None` if somebody has. Memory that is there already costs
-    /// a tenth of fresh memory, which the system must clear.
+    /// An empty arena in the memory of one that nobody else has; `None` if somebody has. Memory that is there already
+    /// costs a tenth of fresh memory, which the system must clear.
     pub(super) fn recycle(mut old: Arc<Arena>) -> Option<ArenaWriter> {
         let arena = Arc::get_mut(&mut old)?;
         arena.stale = arena.written();
@@ -120,8 +120,8 @@ impl Arena {
         let end = self.written();
         (keep..end).step_by(FREE_BYTES).fold(true, |all, from| {
             let len = FREE_BYTES.min(end - from);
-            // SAFETY: the range lies in the map, and nobody reads its bytes any more: `&mut self`, and all references to
-            // them borrow the arena.
+            // SAFETY: the range lies in the map, and nobody reads its bytes any more: `&mut self`, and all references
+            // to them borrow the arena.
             let given =
                 unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, len) };
             given.is_ok() && all
@@ -170,8 +170,9 @@ impl Arena {
     fn half_ref(&self, at: Offset, index: usize) -> &AtomicU32 {
         let pointer = self.pointer(at, index * 4, 4).cast::<AtomicU32>();
         // SAFETY: in bounds (`pointer` checked it), aligned (the map is page-aligned, offsets are multiples of 8,
-        // `index * 4` of 4), initialised (anonymous memory is zero, and stays so or is written), and words are only touched as atomics
-        // of this size once they can be known to another thread (module docs; the records, versions and buckets hold to it).
+        // `index * 4` of 4), initialised (anonymous memory is zero, and stays so or is written), and words are only
+        // touched as atomics of this size once they can be known to another thread (module docs; the records, versions
+        // and buckets hold to it).
         unsafe { &*pointer }
     }
 
@@ -182,7 +183,8 @@ impl Arena {
         unsafe { &*pointer }
     }
 
-    /// Asks the processor to bring the `index`th 8 bytes of the record at `at` into its caches, and does not wait for them.
+    /// Asks the processor to bring the `index`th 8 bytes of the record at `at` into its caches, and does not wait for
+    /// them.
     #[inline]
     pub(super) fn prefetch(&self, at: Offset, index: usize) {
         let pointer = self.pointer(at, index * 8, 8);
@@ -264,15 +266,16 @@ impl ArenaWriter {
         Some(Offset(used))
     }
 
-    /// Clears what an earlier arena may have left in a record of so many units that is about to be allocated: its words, and
-    /// what follows its payload in the last unit.
+    /// Clears what an earlier arena may have left in a record of so many units that is about to be allocated: its
+    /// words, and what follows its payload in the last unit.
     #[inline]
     fn clear(&mut self, at: Offset, words: usize, units: usize) {
         if at.bytes() >= self.arena.stale || units == 0 {
             return;
         }
         let record = self.arena.pointer(at, 0, units * UNIT_BYTES);
-        // SAFETY: in bounds (`pointer` checked it, and words are among the units); nothing refers to what lies above `used`.
+        // SAFETY: in bounds (`pointer` checked it, and words are among the units); nothing refers to what lies above
+        // `used`.
         unsafe {
             record.write_bytes(0, words * UNIT_BYTES);
             record.add((units - 1) * UNIT_BYTES).write_bytes(0, UNIT_BYTES);

@@ -2,13 +2,13 @@
 //!
 //! **For:** the checkpoint thread, beside the writer.
 //!
-//! **In and out:** [`Store::checkpoint`] on the writer's thread, [`Checkpoint::write`] on any. What that gives back goes
-//! to [`Store::adopt`], which takes the image in place of the arena if enough of that is dead. What was written in the
-//! meantime is copied first: much of it on the checkpoint thread again ([`CatchUp::run`]), a little in `adopt`.
+//! **In and out:** [`Store::checkpoint`] on the writer's thread, [`Checkpoint::write`] on any. What that gives back
+//! goes to [`Store::adopt`], which takes the image in place of the arena if enough of that is dead. What was written in
+//! the meantime is copied first: much of it on the checkpoint thread again ([`CatchUp::run`]), a little in `adopt`.
 //!
-//! **Always:** the image holds of each key what a read at the oldest readable revision or a later one sees, in key order,
-//! with an index of the right size; what else the arena holds is left behind. Readers keep the arena that they have; it
-//! is unmapped when the last of them is gone, by whoever [`Store::take_unread`] gives it to.
+//! **Always:** the image holds of each key what a read at the oldest readable revision or a later one sees, in key
+//! order, with an index of the right size; what else the arena holds is left behind. Readers keep the arena that they
+//! have; it is unmapped when the last of them is gone, by whoever [`Store::take_unread`] gives it to.
 //!
 //! **Left out:** writing without a second arena in memory; the image takes about the live bytes until it is written.
 
@@ -253,8 +253,8 @@ const DEAD_SHARE: u64 = 8;
 const DEAD_BYTES_MIN: u64 = 64 << 10;
 /// Changes that are copied on the writer's thread: less than a millisecond's work ...
 const ADOPT_CHANGES_MIN: usize = 1024;
-/// ... but twice as many after each round on the other: while the store is written to at its limit, as many come with each
-/// turn, and a compaction that never ends would cost all memory.
+/// ... but twice as many after each round on the other: while the store is written to at its limit, as many come with
+/// each turn, and a compaction that never ends would cost all memory.
 const ADOPT_DOUBLINGS_MAX: u32 = 7;
 /// Each round copies faster than the store is written to; more than a few mean that it is not so.
 const ROUNDS_MAX: u32 = 16;

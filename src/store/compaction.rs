@@ -1,11 +1,11 @@
 //! The copy that leaves behind what nobody can read any more.
 //!
-//! **For:** checkpoints. **In and out:** [`copy`], from an arena that may be written to meanwhile. **Always:** keys in order;
-//! of each what a reader at one of the readable revisions sees, its versions side by side, the oldest first. **Left out:**
-//! what is written after the newest readable revision.
+//! **For:** checkpoints. **In and out:** [`copy`], from an arena that may be written to meanwhile. **Always:** keys in
+//! order; of each what a reader at one of the readable revisions sees, its versions side by side, the oldest first.
+//! **Left out:** what is written after the newest readable revision.
 //!
-//! The versions of a key lie where the writer happened to be, so each step from one to the one before it is a miss of every
-//! cache. Some keys are walked in turn, and none waits for the misses of another.
+//! The versions of a key lie where the writer happened to be, so each step from one to the one before it is a miss of
+//! every cache. Some keys are walked in turn, and none waits for the misses of another.
 
 use std::ops::RangeInclusive;
 

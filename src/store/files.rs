@@ -18,8 +18,8 @@ pub struct Pace {
     pub bytes_per_second: Option<u64>,
     /// Set to stop.
     pub cancel: Arc<AtomicBool>,
-    /// The next snapshot will soon take the place of this one: the system's cache is not filled with it. Fresh pages are
-    /// what costs most of a file that is written and read once.
+    /// The next snapshot will soon take the place of this one: the system's cache is not filled with it. Fresh pages
+    /// are what costs most of a file that is written and read once.
     pub is_short_lived: bool,
 }
 
@@ -211,6 +211,6 @@ impl Source {
 
 /// What the name of an unfinished file ends in.
 pub(super) const TEMPORARY: &str = ".tmp";
-/// Synced in between this often, so that the last sync is not one long one in the way of the log's. Also what a file that stays out
-/// of the system's cache is forgotten by.
+/// Synced in between this often, so that the last sync is not one long one in the way of the log's. Also what a file
+/// that stays out of the system's cache is forgotten by.
 const SYNC_BYTES: usize = 8 << 20;

@@ -4,15 +4,15 @@
 //!
 //! **In and out:** [`find`] from any thread; [`insert`] by the writer, for new keys only (nodes are never removed).
 //!
-//! **Always:** the table grows by one bucket at a time: a split shares the nodes of one bucket out between two. A reader
-//! whose bucket is split under its feet could miss a node; it sees that by the split number, which is odd during a split
-//! and never the same after it, and then asks the skiplist instead.
+//! **Always:** the table grows by one bucket at a time: a split shares the nodes of one bucket out between two. A
+//! reader whose bucket is split under its feet could miss a node; it sees that by the split number, which is odd during
+//! a split and never the same after it, and then asks the skiplist instead.
 //!
 //! **Left out:** shrinking; a compacted image has an index of its own size.
 //!
 //! Buckets lie in segments: the first has 8, each further as many as all before it together, and from 2^16 on all have
-//! 2^16. Fresh pages are not touched before they are used, so a new segment costs nothing there; memory that is used again
-//! is cleared, but an image, for which it is kept, has all its buckets from the beginning.
+//! 2^16. Fresh pages are not touched before they are used, so a new segment costs nothing there; memory that is used
+//! again is cleared, but an image, for which it is kept, has all its buckets from the beginning.
 
 use std::sync::atomic::Ordering;
 
@@ -32,7 +32,8 @@ pub(super) fn init(writer: &mut ArenaWriter) {
     );
 }
 
-/// Makes room for `keys` at once, in an index that holds none and that nobody reads yet: adding them then splits nothing.
+/// Makes room for `keys` at once, in an index that holds none and that nobody reads yet: adding them then splits
+/// nothing.
 pub(super) fn reserve(writer: &mut ArenaWriter, keys: u64) {
     let wanted = keys.div_ceil(KEYS_PER_BUCKET).min(u64::from(BUCKETS_MAX)) as u32;
     let mut count = FIRST_BUCKETS;

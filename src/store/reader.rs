@@ -167,8 +167,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The next row, but after at most `steps` keys, of which each one that is deleted costs one, too: then the error is
-    /// the key that was seen last, after which a new scan can go on.
+    /// The next row, but after at most `steps` keys, of which each one that is deleted costs one, too: then the error
+    /// is the key that was seen last, after which a new scan can go on.
     ///
     /// # Errors
     /// The last key, see above.
@@ -185,7 +185,8 @@ impl<'a> Scan<'a> {
         Ok(None)
     }
 
-    /// The node that it stands at, if that is in the range, whether its key exists or not; stands at the one behind it then.
+    /// The node that it stands at, if that is in the range, whether its key exists or not; stands at the one behind it
+    /// then.
     #[inline]
     fn step(&mut self) -> Option<Node<'a>> {
         let node = self.next.take()?;

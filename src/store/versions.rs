@@ -101,7 +101,8 @@ impl<'a> Version<'a> {
         jump.jump().unwrap_or(jump)
     }
 
-    /// Asks for what hanging another version before this one will look at: its head, and what [`Version::jump_of_next`] does.
+    /// Asks for what hanging another version before this one will look at: its head, and what [`Version::jump_of_next`]
+    /// does.
     pub(super) fn prefetch_head_and_jump(self) {
         let long = if self.is_short() { 0 } else { VERSION_WORDS_LONG };
         self.arena.prefetch(self.at, self.head_words() + long - 1);
@@ -180,8 +181,8 @@ impl<'a> Version<'a> {
 }
 
 /// How far the version with so many before it jumps: the last weight of that number in the skew-binary system, whose
-/// weights are 1, 3, 7, 15 and so on (Myers, "An applicative random-access stack", 1983). So any version is reached in a
-/// logarithmic number of steps.
+/// weights are 1, 3, 7, 15 and so on (Myers, "An applicative random-access stack", 1983). So any version is reached in
+/// a logarithmic number of steps.
 fn jump_length(depth: u32) -> u32 {
     let mut rest = depth;
     loop {

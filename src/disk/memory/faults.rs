@@ -1,5 +1,5 @@
-//! What can happen to a disk in memory: power cuts that lose or tear what was not synced, kills, failing syncs, bytes that
-//! change by themselves.
+//! What can happen to a disk in memory: power cuts that lose or tear what was not synced, kills, failing syncs, bytes
+//! that change by themselves.
 
 use std::path::Path;
 
