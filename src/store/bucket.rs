@@ -41,7 +41,7 @@ impl<'a> Bucket<'a> {
     }
 
     /// The nodes that may have this hash: nearly always one if one has it, and none if none has it.
-    pub(super) fn candidates(self, hash: u64) -> impl Iterator<Item = Node<'a>> {
+    fn candidates(self, hash: u64) -> impl Iterator<Item = Node<'a>> {
         let tags = Tags::load(self.arena, self.at);
         let entries = tags.entries(hash).filter_map(move |entry| self.entry(entry));
         let chain = if tags.has_in_chain(hash) { self.chain() } else { None };
@@ -51,6 +51,17 @@ impl<'a> Bucket<'a> {
     /// All nodes: the entries, then the chain.
     fn nodes(self) -> impl Iterator<Item = Node<'a>> {
         self.entries().chain(std::iter::successors(self.chain(), |node| node.next_in_bucket()))
+    }
+
+    /// Asks for the first node that may have this hash, and looks at none.
+    pub(super) fn prefetch_candidate(self, hash: u64) {
+        let tags = Tags::load(self.arena, self.at);
+        let candidate = match tags.entries(hash).next() {
+            Some(entry) => self.entry(entry),
+            None if tags.has_in_chain(hash) => self.chain(),
+            None => None,
+        };
+        candidate.into_iter().for_each(Node::prefetch);
     }
 
     /// Asks for the nodes of the entries.

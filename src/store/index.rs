@@ -105,17 +105,14 @@ pub(super) fn warm_up<'a>(arena: &'a Arena, keys: &[Key<'_>], next: impl Fn(Vers
         *at = place(arena, bucket_of(key.hash, count));
         touched ^= arena.word(*at, 0) as u32;
     }
+    for (key, &at) in keys.iter().zip(&places) {
+        Bucket::new(arena, at).prefetch_candidate(key.hash);
+    }
     let mut absent = 0;
     for (i, (key, at)) in keys.iter().zip(&mut places).enumerate() {
-        let first = Bucket::new(arena, *at).candidates(key.hash).next();
-        *at = first.map_or(Offset::NULL, |node| node.at);
-        absent |= u32::from(first.is_none()) << i;
-    }
-    for at in &mut places[..keys.len()] {
-        let Some(node) = Node::at(arena, *at) else { continue };
-        *at = node.newest_offset();
-        // The key may reach into the next line of the cache.
-        touched ^= node.key().last().copied().map_or(0, u32::from);
+        let found = Bucket::new(arena, *at).find(*key);
+        *at = found.map_or(Offset::NULL, Node::newest_offset);
+        absent |= u32::from(found.is_none()) << i;
     }
     let newest = places[..keys.len()].iter().filter(|at| !at.is_null());
     let newest = newest.map(|&at| Version { arena, at });
