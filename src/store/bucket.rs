@@ -31,16 +31,19 @@ pub(super) struct Bucket<'a> {
 }
 
 impl<'a> Bucket<'a> {
+    #[inline]
     pub(super) fn new(arena: &'a Arena, at: Offset) -> Bucket<'a> {
         Bucket { arena, at }
     }
 
     /// The node of `key`.
+    #[inline]
     pub(super) fn find(self, key: Key<'_>) -> Option<Node<'a>> {
         self.candidates(key.hash).find(|node| node.key() == key.bytes)
     }
 
     /// The nodes that may have this hash: nearly always one if one has it, and none if none has it.
+    #[inline]
     fn candidates(self, hash: u64) -> impl Iterator<Item = Node<'a>> {
         let tags = Tags::load(self.arena, self.at);
         let entries = tags.entries(hash).filter_map(move |entry| self.entry(entry));
@@ -54,6 +57,7 @@ impl<'a> Bucket<'a> {
     }
 
     /// Asks for the first node that may have this hash, and looks at none.
+    #[inline]
     pub(super) fn prefetch_candidate(self, hash: u64) {
         let tags = Tags::load(self.arena, self.at);
         let candidate = match tags.entries(hash).next() {
@@ -73,10 +77,12 @@ impl<'a> Bucket<'a> {
         (0..Tags::load(self.arena, self.at).len()).map_while(move |entry| self.entry(entry))
     }
 
+    #[inline]
     fn entry(self, entry: usize) -> Option<Node<'a>> {
         Node::at(self.arena, Offset(self.arena.half(self.at, ENTRIES_HALF + entry)))
     }
 
+    #[inline]
     fn chain(self) -> Option<Node<'a>> {
         Node::at(self.arena, Offset(self.arena.half(self.at, CHAIN_HALF)))
     }
@@ -158,6 +164,7 @@ impl Filling {
 struct Tags(u128);
 
 impl Tags {
+    #[inline]
     fn load(arena: &Arena, at: Offset) -> Tags {
         Tags(u128::from(arena.word(at, 0)) | u128::from(arena.word(at, 1)) << 64)
     }
@@ -168,12 +175,14 @@ impl Tags {
     }
 
     /// How many entries are in use.
+    #[inline]
     fn len(self) -> usize {
         let bits = u128::BITS - (self.0 & IN_USE).leading_zeros();
         bits.div_ceil(8) as usize
     }
 
     /// The entries with the tag of `hash`.
+    #[inline]
     fn entries(self, hash: u64) -> impl Iterator<Item = usize> {
         // A byte of `differ` is zero where the tag is equal; then, and only then, none of the three sets its high bit.
         let differ = self.0 ^ (ONES * tag(hash));
@@ -185,6 +194,7 @@ impl Tags {
         })
     }
 
+    #[inline]
     fn has_in_chain(self, hash: u64) -> bool {
         self.0 & filter_bit(hash) != 0
     }
@@ -198,10 +208,12 @@ impl Tags {
     }
 }
 
+#[inline]
 fn tag(hash: u64) -> u128 {
     u128::from((hash >> 32) as u8).max(1)
 }
 
+#[inline]
 fn filter_bit(hash: u64) -> u128 {
     1 << (FILTER_SHIFT + (hash >> 40) % 32)
 }

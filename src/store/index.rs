@@ -179,11 +179,13 @@ fn new_segment(writer: &mut ArenaWriter, buckets: u32) -> Option<Offset> {
 }
 
 /// The number of buckets after this many splits.
+#[inline]
 fn buckets(split_sequence: u32) -> u32 {
     FIRST_BUCKETS + split_sequence / 2
 }
 
 /// The bucket of a hash among `count`.
+#[inline]
 fn bucket_of(hash: u64, count: u32) -> u32 {
     let low = hash as u32;
     let level = count.ilog2();
@@ -192,6 +194,7 @@ fn bucket_of(hash: u64, count: u32) -> u32 {
 }
 
 /// The segment of a bucket, and the bucket's place in it.
+#[inline]
 fn place_of(bucket: u32) -> (usize, usize) {
     if bucket < FIRST_BUCKETS {
         return (0, bucket as usize);
@@ -206,6 +209,7 @@ fn place_of(bucket: u32) -> (usize, usize) {
 }
 
 /// Where a bucket lies.
+#[inline]
 fn place(arena: &Arena, bucket: u32) -> Offset {
     let (segment, place) = place_of(bucket);
     Offset(records::segment(arena, segment).0 + (place * BUCKET_WORDS) as u32)
