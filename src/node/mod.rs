@@ -121,7 +121,8 @@ struct Snapshots {
     quiet_ticks: u32,
     /// What the last checkpoint's image took, if the store went on in it; else the store's bytes when it began.
     store_bytes: u64,
-    /// By how much the writes that were let in since one had to wait were too many; see `outruns_checkpoint`.
+    /// What the writes since the last one that had to wait for a checkpoint count towards the next; see
+    /// `outruns_checkpoint`.
     beyond: u64,
     /// The oldest readable revision at the last checkpoint.
     oldest: Index,

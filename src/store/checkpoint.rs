@@ -8,7 +8,8 @@
 //!
 //! **Always:** the image holds of each key what a read at the oldest readable revision or a later one sees, in key
 //! order, with an index of the right size; what else the arena holds is left behind. Readers keep the arena that they
-//! have; it is unmapped when the last of them is gone, by whoever [`Store::take_unread`] gives it to.
+//! have; when the last of them is gone, whoever [`Store::take_unread`] gives it to unmaps it or lends its memory to the
+//! next image ([`Checkpoint::reuse`]).
 //!
 //! **Left out:** writing without a second arena in memory; the image takes about the live bytes until it is written.
 

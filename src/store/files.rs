@@ -211,6 +211,6 @@ impl Source {
 
 /// What the name of an unfinished file ends in.
 pub(super) const TEMPORARY: &str = ".tmp";
-/// Synced in between this often, so that the last sync is not one long one in the way of the log's. Also what a file
-/// that stays out of the system's cache is forgotten by.
+/// Synced in between this often, so that the last sync is not one long one in the way of the log's. A file
+/// that stays out of the system's cache is forgotten by as many.
 const SYNC_BYTES: usize = 8 << 20;
