@@ -68,9 +68,9 @@ impl<'a> Bucket<'a> {
         candidate.into_iter().for_each(Node::prefetch);
     }
 
-    /// Asks for the nodes of the entries.
+    /// Asks for the nodes of the entries, and the first of the chain.
     pub(super) fn prefetch_nodes(self) {
-        self.entries().for_each(Node::prefetch);
+        self.entries().chain(self.chain()).for_each(Node::prefetch);
     }
 
     fn entries(self) -> impl Iterator<Item = Node<'a>> {
@@ -82,8 +82,9 @@ impl<'a> Bucket<'a> {
         Node::at(self.arena, Offset(self.arena.half(self.at, ENTRIES_HALF + entry)))
     }
 
+    /// The first node of the chain.
     #[inline]
-    fn chain(self) -> Option<Node<'a>> {
+    pub(super) fn chain(self) -> Option<Node<'a>> {
         Node::at(self.arena, Offset(self.arena.half(self.at, CHAIN_HALF)))
     }
 }

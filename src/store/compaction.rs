@@ -53,6 +53,7 @@ pub(super) fn copy(
                 pace.check()?;
             }
         }
+        lanes.iter().for_each(|lane| tree.expect(lane.key));
         lanes.iter().for_each(|lane| lane.finish(tree));
     }
 }

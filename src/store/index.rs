@@ -123,15 +123,54 @@ pub(super) fn warm_up<'a>(arena: &'a Arena, keys: &[Key<'_>], next: impl Fn(Vers
     absent
 }
 
+/// Asks for the bucket of a new key.
+pub(super) fn prefetch(arena: &Arena, key: Key<'_>) {
+    let count = buckets(records::split_sequence(arena));
+    arena.prefetch(place(arena, bucket_of(key.hash, count)), 0);
+}
+
 /// Adds the node of a new key, which has this hash; `keys` is the number of nodes with it.
-pub(super) fn insert(writer: &mut ArenaWriter, hash: u64, node: Offset, keys: u64) {
-    let count = buckets(records::split_sequence(writer.arena()));
+pub(super) fn insert(
+    writer: &mut ArenaWriter,
+    next_split: &mut NextSplit,
+    hash: u64,
+    node: Offset,
+    keys: u64,
+) {
+    let mut count = buckets(records::split_sequence(writer.arena()));
     if keys > u64::from(count) * KEYS_PER_BUCKET {
         split(writer, count);
+        count = buckets(records::split_sequence(writer.arena()));
+        *next_split = NextSplit::prepare(writer.arena(), count);
     }
-    let count = buckets(records::split_sequence(writer.arena()));
     let at = place(writer.arena(), bucket_of(hash, count));
     bucket::push(writer, at, node, hash);
+    next_split.step(writer.arena());
+}
+
+/// The writer's preparations for the next split: all nodes of the bucket must be read for their hashes. Those of its chain
+/// are only found one after the other, so one of them is asked for with each new key until then.
+#[derive(Default)]
+pub(super) struct NextSplit {
+    /// The node of the chain that was asked for last.
+    chain: Option<Offset>,
+}
+
+impl NextSplit {
+    /// Asks for what the split to one more than `count` buckets will touch, and for the bucket of the one after it.
+    fn prepare(arena: &Arena, count: u32) -> NextSplit {
+        let from = |count: u32| place(arena, count - (1 << count.ilog2()));
+        let bucket = Bucket::new(arena, from(count));
+        bucket.prefetch_nodes();
+        arena.prefetch(from(count + 1), 0);
+        NextSplit { chain: bucket.chain().map(|node| node.at) }
+    }
+
+    fn step(&mut self, arena: &Arena) {
+        let next = self.chain.and_then(|at| Node { arena, at }.next_in_bucket());
+        next.into_iter().for_each(Node::prefetch);
+        self.chain = next.map(|node| node.at);
+    }
 }
 
 /// Adds bucket number `count` and moves to it what belongs there. Does nothing if there is no room: the index gets
@@ -147,14 +186,6 @@ fn split(writer: &mut ArenaWriter, count: u32) {
     let ends = [count - (1 << count.ilog2()), count].map(|end| place(writer.arena(), end));
     bucket::split(writer, ends, |hash| bucket_of(hash, count + 1) == count);
     records::set_split_sequence(writer, sequence + 2);
-    prefetch_split(writer.arena(), count + 1);
-}
-
-/// Asks for what the split to `count` buckets and one more will touch, and for the bucket of the one after it.
-fn prefetch_split(arena: &Arena, count: u32) {
-    let from = |count: u32| place(arena, count - (1 << count.ilog2()));
-    Bucket::new(arena, from(count)).prefetch_nodes();
-    arena.prefetch(from(count + 1), 0);
 }
 
 /// Makes the segment of `bucket` if it is the first in it; whether there was room.

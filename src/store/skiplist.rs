@@ -59,33 +59,43 @@ impl Tail {
     }
 
     /// Whether all nodes lie before `key`.
+    #[inline]
     pub(super) fn is_below(&self, arena: &Arena, key: &[u8]) -> bool {
         self.0[0] == ROOT || Node { arena, at: self.0[0] }.key() < key
     }
 }
 
-/// Links a new node, whose key is not in the list; `place` is what a search for it found, if there was one. `None` if the
-/// arena is full, and then nothing happened.
+/// What is known of where a new key belongs.
+pub(super) enum Hint {
+    /// Behind all nodes: [`Tail::is_below`].
+    Last,
+    /// What a search for it found.
+    Place(Place),
+    /// Nothing.
+    None,
+}
+
+/// Links a new node, whose key is not in the list. `None` if the arena is full, and then nothing happened.
 pub(super) fn insert(
     writer: &mut ArenaWriter,
     tail: &mut Tail,
     key: Key<'_>,
-    place: Option<Place>,
+    hint: Hint,
 ) -> Option<Offset> {
     let height = height(key.hash);
     let node = records::new_node(writer, key.bytes, height)?;
     let target = Target::new(key.bytes, false);
     let mut before = tail.0;
-    if !tail.is_below(writer.arena(), key.bytes) {
-        match place
-            .filter(|place| height <= PLACE_LEVELS && place.is_below(writer.arena(), &target))
-        {
-            Some(place) => {
-                for (level, &from) in place.before.iter().enumerate().take(height) {
-                    before[level] = target.walk(writer.arena(), from, level);
-                }
+    let is_near = |place: &Place| height <= PLACE_LEVELS && place.is_below(writer.arena(), &target);
+    match hint {
+        Hint::Last => {}
+        Hint::Place(place) if is_near(&place) => {
+            for (level, &from) in place.before.iter().enumerate().take(height) {
+                before[level] = target.walk(writer.arena(), from, level);
             }
-            None => _ = target.descend(writer.arena(), |level, at| before[level] = at),
+        }
+        Hint::Place(_) | Hint::None => {
+            target.descend(writer.arena(), |level, at| before[level] = at);
         }
     }
     link(writer, tail, node, &before[..height], target.prefix);

@@ -14,15 +14,16 @@ use std::sync::Arc;
 
 use super::Error;
 use super::arena::{Arena, ArenaWriter, Offset};
-use super::index::{self, Found};
-use super::records::{self, Key, Node};
-use super::skiplist::{self, Place, Tail};
+use super::index::{self, Found, NextSplit};
+use super::records::{self, Key};
+use super::skiplist::{self, Hint, Place, Tail};
 use super::versions::{self, Version, VersionHeader};
 
 /// See the module.
 pub(super) struct Tree {
     writer: ArenaWriter,
     tail: Tail,
+    next_split: NextSplit,
     /// Where keys belong that were new at the last [`Tree::warm_up`], in its order.
     places: VecDeque<Place>,
     counts: Counts,
@@ -49,10 +50,20 @@ pub(super) struct Change {
 }
 
 /// What is there before a change.
-struct Before {
-    node: Offset,
-    /// Create revision, version and length of the value, unless the key is deleted.
-    live: Option<(u64, u64, usize)>,
+enum Before {
+    /// The key's node; create revision, version and length of the value, unless the key is deleted.
+    Node { node: Offset, live: Option<(u64, u64, usize)> },
+    /// No node.
+    Nothing { belongs_last: bool },
+}
+
+impl Before {
+    fn live(&self) -> Option<(u64, u64, usize)> {
+        match *self {
+            Before::Node { live, .. } => live,
+            Before::Nothing { .. } => None,
+        }
+    }
 }
 
 impl Tree {
@@ -64,8 +75,7 @@ impl Tree {
     fn in_arena(mut writer: ArenaWriter, hash_seed: u64) -> Tree {
         records::new_root(&mut writer, hash_seed);
         index::init(&mut writer);
-        let tail = Tail::find(writer.arena());
-        Tree { writer, tail, places: VecDeque::new(), counts: Counts::default(), journal: None }
+        Tree::of_image(writer, Counts::default())
     }
 
     /// A tree in an empty arena, which will have `keys` keys and take at most `bytes`; see [`Tree::complete`].
@@ -84,7 +94,8 @@ impl Tree {
     /// The tree of an image.
     pub(super) fn of_image(writer: ArenaWriter, counts: Counts) -> Tree {
         let tail = Tail::find(writer.arena());
-        Tree { writer, tail, places: VecDeque::new(), counts, journal: None }
+        let (next_split, places) = (NextSplit::default(), VecDeque::new());
+        Tree { writer, tail, next_split, places, counts, journal: None }
     }
 
     /// Makes the index anew, in an arena that nobody reads yet.
@@ -102,7 +113,7 @@ impl Tree {
         let nodes = std::iter::successors(skiplist::first(&arena), |node| node.next());
         for (node, keys) in nodes.zip(1..) {
             let hash = self.key(node.key()).hash;
-            index::insert(&mut self.writer, hash, node.at, keys);
+            index::insert(&mut self.writer, &mut self.next_split, hash, node.at, keys);
         }
         Ok(())
     }
@@ -146,14 +157,21 @@ impl Tree {
 
     /// The value of `key` now has this length; 0 if it does not exist.
     pub(super) fn value_bytes(&self, key: &[u8]) -> usize {
-        self.before(self.key(key)).and_then(|before| before.live).map_or(0, |(_, _, len)| len)
+        self.before(self.key(key)).live().map_or(0, |(_, _, len)| len)
     }
 
     /// Brings what writing these keys will touch into the processor's caches, and finds the places of new ones.
     pub(super) fn warm_up<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
         self.places.clear();
         let arena = self.writer.arena();
-        index::for_groups(arena, keys, |group| {
+        let known = keys.filter(|key| {
+            let is_new = self.tail.is_below(arena, key);
+            if is_new {
+                index::prefetch(arena, Key::new(arena, key));
+            }
+            !is_new
+        });
+        index::for_groups(arena, known, |group| {
             let absent = index::warm_up(arena, group, Version::prefetch_head_and_jump);
             let is_absent = |&(i, _): &(usize, &Key<'k>)| absent >> i & 1 == 1;
             let new = group.iter().enumerate().filter(is_absent).map(|(_, key)| *key);
@@ -181,7 +199,7 @@ impl Tree {
     pub(super) fn delete(&mut self, revision: u64, key: &[u8]) -> bool {
         let key = self.key(key);
         let before = self.before(key);
-        if before.as_ref().is_none_or(|before| before.live.is_none()) {
+        if before.live().is_none() {
             return false;
         }
         let header = VersionHeader { revision, create_revision: 0, version: 0, tombstone: true };
@@ -203,12 +221,18 @@ impl Tree {
         versions: impl Iterator<Item = (VersionHeader, &'a [u8])>,
     ) {
         let key = self.key(key);
-        let node = self.insert(key);
+        let belongs_last = self.tail.is_below(self.arena(), key.bytes);
+        let node = self.insert(key, belongs_last);
         let mut live = None;
         for (header, value) in versions {
-            self.push(Some(Before { node, live }), key, header, [value, &[]]);
+            self.push(Before::Node { node, live }, key, header, [value, &[]]);
             live = (!header.tombstone).then_some((0, 0, value.len()));
         }
+    }
+
+    /// Brings what [`Tree::add_new`] for this key will touch into the processor's caches.
+    pub(super) fn expect(&self, key: &[u8]) {
+        index::prefetch(self.arena(), self.key(key));
     }
 
     fn key<'k>(&self, bytes: &'k [u8]) -> Key<'k> {
@@ -217,7 +241,7 @@ impl Tree {
 
     fn set(&mut self, revision: u64, key: Key<'_>, value: [&[u8]; 2]) -> bool {
         let before = self.before(key);
-        let live = before.as_ref().and_then(|before| before.live);
+        let live = before.live();
         let (create_revision, version) =
             live.map_or((revision, 1), |(created, version, _)| (created, version + 1));
         let header = VersionHeader { revision, create_revision, version, tombstone: false };
@@ -228,13 +252,16 @@ impl Tree {
     /// Hangs a version on the key's node, makes that if there is none, and keeps count.
     fn push(
         &mut self,
-        before: Option<Before>,
+        before: Before,
         key: Key<'_>,
         header: VersionHeader,
         value: [&[u8]; 2],
     ) {
-        let live = before.as_ref().and_then(|before| before.live);
-        let node = before.map_or_else(|| self.insert(key), |before| before.node);
+        let live = before.live();
+        let node = match before {
+            Before::Node { node, .. } => node,
+            Before::Nothing { belongs_last } => self.insert(key, belongs_last),
+        };
         let version = versions::push(&mut self.writer, node, header, value)
             .unwrap_or_else(|| self.exhausted());
         if let Some((_, _, len)) = live {
@@ -254,30 +281,39 @@ impl Tree {
         }
     }
 
-    fn before(&self, key: Key<'_>) -> Option<Before> {
-        let Found::Node(Node { at: node, arena }) = index::find(self.arena(), key) else {
-            return None;
+    fn before(&self, key: Key<'_>) -> Before {
+        if self.tail.is_below(self.arena(), key.bytes) {
+            return Before::Nothing { belongs_last: true };
+        }
+        let Found::Node(node) = index::find(self.arena(), key) else {
+            return Before::Nothing { belongs_last: false };
         };
-        let live = Node { at: node, arena }
+        let live = node
             .live_at(u64::MAX)
             .map(|version| (version.create_revision(), version.version(), version.value_bytes()));
-        Some(Before { node, live })
+        Before::Node { node: node.at, live }
     }
 
-    fn insert(&mut self, key: Key<'_>) -> Offset {
-        let is_last = self.tail.is_below(self.arena(), key.bytes);
-        let place = if is_last { None } else { self.place(key) };
-        let node = skiplist::insert(&mut self.writer, &mut self.tail, key, place)
+    fn insert(&mut self, key: Key<'_>, belongs_last: bool) -> Offset {
+        let hint = if belongs_last { Hint::Last } else { self.hint(key) };
+        let node = skiplist::insert(&mut self.writer, &mut self.tail, key, hint)
             .unwrap_or_else(|| self.exhausted());
         self.counts.nodes += 1;
-        index::insert(&mut self.writer, key.hash, node, self.counts.nodes);
+        index::insert(
+            &mut self.writer,
+            &mut self.next_split,
+            key.hash,
+            node,
+            self.counts.nodes,
+        );
         node
     }
 
-    /// Where a new key belongs, if that is known.
-    fn place(&mut self, key: Key<'_>) -> Option<Place> {
-        let skipped = self.places.iter().position(|place| place.is_of(key))?;
-        self.places.drain(..=skipped).next_back()
+    /// Where a new key belongs, if that was looked for.
+    fn hint(&mut self, key: Key<'_>) -> Hint {
+        let skipped = self.places.iter().position(|place| place.is_of(key));
+        let place = skipped.and_then(|skipped| self.places.drain(..=skipped).next_back());
+        place.map_or(Hint::None, Hint::Place)
     }
 
     /// The leader refuses growth long before, so this is a bug or a reservation that differs between nodes.
