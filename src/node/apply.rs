@@ -1,6 +1,6 @@
 //! The end of a turn: committed entries go into the store; checkpoints begin, end and arrive.
 
-use super::{CheckpointJob, Checkpointed, Node, Output, ReceivedSnapshot, Replies, Snapshots};
+use super::{CheckpointJob, Node, Output, ReceivedSnapshot, Replies, SnapshotAt, Snapshots};
 use crate::proto;
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::command::{Command, Outcome};
@@ -95,11 +95,12 @@ impl Node {
         let applied = self.store.revision();
         let newest = self.snapshots.newest.as_ref().map_or(Index(0), |at| at.index);
         let is_due = applied > newest || self.snapshots.is_suspect;
-        if self.snapshots.running || !is_due {
+        if self.snapshots.is_running() || !is_due {
             return None;
         }
         let term = self.raft.term_at(applied)?;
-        self.snapshots.running = true;
+        self.snapshots.compacting = true;
+        self.snapshots.writing = true;
         self.snapshots.is_suspect = false;
         self.snapshots.log_bytes = 0;
         self.snapshots.beyond = 0;
@@ -107,7 +108,7 @@ impl Node {
         self.snapshots.oldest = self.store.oldest();
         Some(CheckpointJob {
             checkpoint: self.store.checkpoint(),
-            at: super::SnapshotAt { index: applied, term },
+            at: SnapshotAt { index: applied, term },
             membership: self.raft.membership_at(applied).membership.clone(),
             is_for_growth,
         })
@@ -123,7 +124,7 @@ impl Node {
         let ample = (begun_with / 2 + COMPACT_BYTES_MIN).min(room / 2);
         let bytes = self.store.bytes() + self.growth.store_bytes + own_bytes;
         let beyond = bytes.saturating_sub(begun_with + ample).min(ample);
-        if !self.snapshots.running || beyond == 0 {
+        if !self.snapshots.is_running() || beyond == 0 {
             return false;
         }
         self.snapshots.beyond += beyond;
@@ -171,13 +172,14 @@ impl Node {
     }
 
     /// The store goes on in a compacted image, if that is worth it.
-    pub(super) fn adopt(&mut self, compacted: Compacted, output: &mut Output) {
-        self.snapshots.running = false;
+    pub(super) fn on_image(&mut self, image: Option<Compacted>, output: &mut Output) {
+        self.snapshots.compacting = false;
+        let Some(compacted) = image else { return };
         let image_bytes = compacted.image_bytes();
         match self.store.adopt(compacted) {
             Adoption::Adopted => self.snapshots.store_bytes = image_bytes,
             Adoption::Behind(catch_up) => {
-                self.snapshots.running = true;
+                self.snapshots.compacting = true;
                 output.catch_up = Some(*catch_up);
             }
             Adoption::Declined => {}
@@ -186,13 +188,12 @@ impl Node {
 
     /// A checkpoint is durable: the log is cut back to the one before it, so that two snapshots can
     /// each be completed by the log.
-    pub(super) fn on_checkpoint(&mut self, done: Option<Checkpointed>, output: &mut Output) {
-        self.snapshots.running = false;
-        let Some(Checkpointed { at, compacted }) = done else {
+    pub(super) fn on_checkpoint(&mut self, done: Option<SnapshotAt>, output: &mut Output) {
+        self.snapshots.writing = false;
+        let Some(at) = done else {
             self.snapshots.failed = true;
             return;
         };
-        self.adopt(compacted, output);
         if self.snapshots.newest.as_ref().is_some_and(|newest| newest.index >= at.index) {
             return;
         }
@@ -232,18 +233,26 @@ impl Node {
             self.agreement.forget();
             self.abandon_proposals();
             self.log.purge(at.index.next());
-            let running = self.snapshots.running;
+            let (compacting, writing) = (self.snapshots.compacting, self.snapshots.writing);
             let wanted = std::mem::take(&mut self.snapshots.wanted);
             let (store_bytes, oldest) = (self.store.bytes(), self.store.oldest());
             self.snapshots = Snapshots {
                 newest: Some(at),
-                running,
+                compacting,
+                writing,
                 store_bytes,
                 oldest,
                 wanted,
                 ..Snapshots::default()
             };
         }
+    }
+}
+
+impl Snapshots {
+    /// Whether there is no time yet for another checkpoint.
+    fn is_running(&self) -> bool {
+        self.compacting || self.writing
     }
 }
 

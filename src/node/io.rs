@@ -35,10 +35,10 @@ pub struct Input {
     pub announced: Vec<(NodeId, Contact)>,
     /// Peers whose connection broke.
     pub unreachable: Vec<NodeId>,
+    /// Images that checkpoints made, or brought up to date, for the store to go on in; `None` if one could not be made.
+    pub images: Vec<Option<Compacted>>,
     /// Checkpoints that are durable now; `None` if one failed.
-    pub checkpoints: Vec<Option<Checkpointed>>,
-    /// Compacted images that were brought up to date.
-    pub caught_up: Vec<Compacted>,
+    pub checkpoints: Vec<Option<SnapshotAt>>,
     /// What became of snapshots on their way to peers.
     pub snapshots_sent: Vec<(NodeId, Sent)>,
     /// Snapshots that came from a leader.
@@ -121,14 +121,6 @@ pub struct SnapshotAt {
     pub index: Index,
     /// The term of that entry.
     pub term: Term,
-}
-
-/// A checkpoint that is durable.
-pub struct Checkpointed {
-    /// The snapshot file.
-    pub at: SnapshotAt,
-    /// Its image, in which the store may go on.
-    pub compacted: Compacted,
 }
 
 /// A verified, durable snapshot from a leader, already loaded.

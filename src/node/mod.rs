@@ -32,8 +32,8 @@ use std::collections::{BTreeMap, VecDeque};
 pub use agreement::Divergence;
 pub use create::{init, init_learner, restore};
 pub use io::{
-    CheckpointJob, Checkpointed, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo,
-    Request, RequestBody, Sent, SnapshotAt,
+    CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
+    RequestBody, Sent, SnapshotAt,
 };
 pub use open::{Error, OpenOptions, Opened, Opening, holds_data, open, snapshots_dir};
 pub use repair::{Outcome, Repair};
@@ -111,8 +111,10 @@ pub struct Node {
 #[derive(Debug, Default)]
 struct Snapshots {
     newest: Option<SnapshotAt>,
-    /// A checkpoint is being written, or its image brought up to date.
-    running: bool,
+    /// A checkpoint's image is being made or brought up to date.
+    compacting: bool,
+    /// A checkpoint's file is not written yet.
+    writing: bool,
     /// A peer found the newest damaged: it is written again from the store, which is good.
     is_suspect: bool,
     /// Bytes that were added to the log since the newest was begun.
@@ -165,11 +167,11 @@ impl Node {
             self.snapshots.is_suspect |= sent == Sent::Damaged;
             self.step(Event::SnapshotSent { to, index }, None, output);
         }
-        for checkpointed in input.checkpoints.drain(..) {
-            self.on_checkpoint(checkpointed, output);
+        for image in input.images.drain(..) {
+            self.on_image(image, output);
         }
-        for compacted in input.caught_up.drain(..) {
-            self.adopt(compacted, output);
+        for checkpoint in input.checkpoints.drain(..) {
+            self.on_checkpoint(checkpoint, output);
         }
         self.snapshots.quiet_ticks = self.snapshots.quiet_ticks.saturating_add(input.ticks);
         for _ in 0..std::mem::take(&mut input.ticks) {

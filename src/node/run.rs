@@ -9,10 +9,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::spare::{SPARE_KEPT, Spare};
-use super::{CheckpointJob, Checkpointed};
+use super::{CheckpointJob, SnapshotAt};
 use crate::proto;
+use crate::raft::Index;
+use crate::store;
 use crate::store::snapshot::{self, SnapshotMeta};
-use crate::store::{CatchUp, Compacted, Pace, Unread};
+use crate::store::{CatchUp, Compacted, Image, Pace, Unread};
 use crate::wal::{self, Ordinal, Persisted, Record, Writer};
 
 /// Called when a thread has something to report; must not block.
@@ -23,10 +25,10 @@ pub type Bell = Arc<dyn Fn() + Send + Sync>;
 pub struct Reports {
     /// Finished syncs.
     pub persisted: Vec<Persisted>,
-    /// Finished checkpoints, `None` for one that failed.
-    pub checkpoints: Vec<Option<Checkpointed>>,
-    /// Compacted images that were brought up to date.
-    pub caught_up: Vec<Compacted>,
+    /// Images of checkpoints, new or brought up to date; `None` for one that could not be made.
+    pub images: Vec<Option<Compacted>>,
+    /// Finished checkpoints; `None` for one that failed.
+    pub checkpoints: Vec<Option<SnapshotAt>>,
     /// The log failed: nothing may be acknowledged any more.
     pub failure: Option<wal::Error>,
 }
@@ -57,6 +59,11 @@ impl<W> Slot<W> {
     fn stop(&self) {
         lock(&self.work).1 = true;
         self.ready.notify_one();
+    }
+
+    /// What work there is now.
+    fn waiting(&self) -> Vec<W> {
+        std::mem::take(&mut lock(&self.work).0)
     }
 
     /// All work there is; empty after `patience`; `None` once there is none and never will be.
@@ -212,53 +219,74 @@ impl Checkpointer {
             if jobs.is_empty() {
                 self.spare.give_back();
             }
-            for job in jobs {
-                match job {
-                    Job::Checkpoint(mut job) => {
-                        self.spare.lend(&mut job);
-                        self.pace.is_short_lived = self.spare.is_wanted();
-                        let done = write_checkpoint(job, &self.dir, self.cluster, &self.pace);
-                        self.spare.on_checkpoint(done.as_ref());
-                        lock(&self.reports).checkpoints.push(done);
-                    }
-                    Job::CatchUp(image) => {
-                        let image = image.run();
-                        self.spare.on_caught_up(&image);
-                        lock(&self.reports).caught_up.push(image);
-                    }
-                    Job::Free(unread) => self.spare.on_unread(unread),
-                }
-                (self.bell)();
-            }
+            jobs.into_iter().for_each(|job| self.work(job, slot));
         }
+    }
+
+    fn work(&mut self, job: Job, slot: &Slot<Job>) {
+        match job {
+            Job::Checkpoint(job) => self.checkpoint(job, slot),
+            Job::CatchUp(image) => {
+                let image = image.run();
+                self.spare.on_caught_up(&image);
+                self.report(|reports| reports.images.push(Some(image)));
+            }
+            Job::Free(unread) => self.spare.on_unread(unread),
+        }
+    }
+
+    /// Makes the image and then writes the file. In between it goes on with what the node wants of the image, so that the
+    /// old arena is given back long before the file is durable.
+    fn checkpoint(&mut self, mut job: CheckpointJob, slot: &Slot<Job>) {
+        self.spare.lend(&mut job);
+        self.pace.is_short_lived = self.spare.is_wanted();
+        let (compacted, image) = compact(job, self.cluster, &self.pace).unzip();
+        self.spare.on_image(compacted.as_ref());
+        self.report(|reports| reports.images.push(compacted));
+        let (dir, pace) = (self.dir.clone(), self.pace.clone());
+        let mut meanwhile = || slot.waiting().into_iter().for_each(|job| self.work(job, slot));
+        let written = image.and_then(|image| write(image, &dir, &pace, &mut meanwhile));
+        self.report(|reports| reports.checkpoints.push(written));
+    }
+
+    fn report(&self, add: impl FnOnce(&mut Reports)) {
+        add(&mut lock(&self.reports));
+        (self.bell)();
     }
 }
 
-/// Writes one checkpoint and removes all but the two newest; `None` if it failed or was cancelled, with a word in the
-/// log. The checkpoint thread's work, without the thread.
-pub fn write_checkpoint(
-    job: CheckpointJob,
-    dir: &snapshot::Dir,
-    cluster: [u8; 16],
-    pace: &Pace,
-) -> Option<Checkpointed> {
+/// Makes the image of a checkpoint: what the store can go on in, and what the file will hold. `None` if that failed or was
+/// cancelled, with a word in the log. The checkpoint thread's work, without the thread.
+pub fn compact(job: CheckpointJob, cluster: [u8; 16], pace: &Pace) -> Option<(Compacted, Image)> {
     let CheckpointJob { checkpoint, at, membership, .. } = job;
     let mut encoded = Vec::new();
     proto::encode(&membership, &mut encoded);
     let meta = SnapshotMeta { cluster, index: at.index, term: at.term, membership: encoded };
-    match checkpoint.write(dir, &meta, pace) {
-        Ok((info, compacted)) => {
-            tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
-            if let Err(error) = dir.retain(SNAPSHOTS_KEPT) {
-                tracing::warn!(%error, "an old snapshot could not be removed");
-            }
-            Some(Checkpointed { at, compacted })
-        }
-        Err(_) if pace.cancel.load(Ordering::Relaxed) => None,
-        Err(error) => {
-            tracing::error!(%error, "the snapshot at index {} failed", at.index);
-            None
-        }
+    let made = checkpoint.compact(&meta, pace);
+    made.map_err(|error| report_failure(&error, at.index, pace)).ok()
+}
+
+/// Writes the file of a checkpoint and removes all but the two newest; `None` if it failed or was cancelled, with a word
+/// in the log. The other half of the checkpoint thread's work.
+pub fn write(
+    image: Image,
+    dir: &snapshot::Dir,
+    pace: &Pace,
+    meanwhile: &mut dyn FnMut(),
+) -> Option<SnapshotAt> {
+    let at = SnapshotAt { index: image.meta().index, term: image.meta().term };
+    let written = image.write(dir, pace, meanwhile);
+    let info = written.map_err(|error| report_failure(&error, at.index, pace)).ok()?;
+    tracing::info!("snapshot at index {} written, {} bytes", at.index, info.bytes);
+    if let Err(error) = dir.retain(SNAPSHOTS_KEPT) {
+        tracing::warn!(%error, "an old snapshot could not be removed");
+    }
+    Some(at)
+}
+
+fn report_failure(error: &store::Error, index: Index, pace: &Pace) {
+    if !pace.cancel.load(Ordering::Relaxed) {
+        tracing::error!(%error, "the snapshot at index {index} failed");
     }
 }
 

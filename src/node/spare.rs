@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{CheckpointJob, Checkpointed};
+use super::CheckpointJob;
 use crate::store::{Compacted, Unread};
 
 /// The memory of an arena that the store has left, kept for the next image while checkpoints follow each other closely.
@@ -40,9 +40,9 @@ impl Spare {
         self.memory.take().into_iter().for_each(|memory| job.checkpoint.reuse(memory));
     }
 
-    /// It has ended.
-    pub(super) fn on_checkpoint(&mut self, done: Option<&Checkpointed>) {
-        self.last = done.map(|done| (Instant::now(), done.compacted.bytes()));
+    /// Its image is made, unless that failed.
+    pub(super) fn on_image(&mut self, image: Option<&Compacted>) {
+        self.last = image.map(|image| (Instant::now(), image.bytes()));
     }
 
     /// Its image has grown.
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::disk::MemDisk;
     use crate::node::SnapshotAt;
-    use crate::node::run::write_checkpoint;
+    use crate::node::run;
     use crate::proto::command::Command;
     use crate::raft::{Membership, Term};
     use crate::store::snapshot::Dir;
@@ -94,11 +94,12 @@ mod tests {
         let (checkpoint, membership) = (store.checkpoint(), Membership::default());
         let mut job = CheckpointJob { checkpoint, at, membership, is_for_growth };
         spare.lend(&mut job);
-        let done = write_checkpoint(job, dir, [1; 16], &Pace::default());
-        spare.on_checkpoint(done.as_ref());
-        let adoption = store.adopt(done.expect("there is room").compacted);
-        assert!(matches!(adoption, Adoption::Adopted));
+        let (compacted, image) =
+            run::compact(job, [1; 16], &Pace::default()).expect("there is room");
+        spare.on_image(Some(&compacted));
+        assert!(matches!(store.adopt(compacted), Adoption::Adopted));
         spare.on_unread(store.take_unread());
+        run::write(image, dir, &Pace::default(), &mut || ()).expect("there is room");
     }
 
     #[test]

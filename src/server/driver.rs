@@ -89,8 +89,8 @@ impl Driver {
             return Err(Error::Removed { by });
         }
         input.persisted = reports.persisted;
+        input.images = reports.images;
         input.checkpoints = reports.checkpoints;
-        input.caught_up = reports.caught_up;
         input.now_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
         input.clock_ms = boot_clock_ms();

@@ -16,6 +16,7 @@
 //!
 //! **More:** `design.md` section 5.
 
+use std::ops::Range;
 use std::sync::Arc;
 pub(super) use std::sync::atomic::fence;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 use super::Error;
+use super::frozen::{Frozen, Kept};
 
 /// A place in the arena in units of 8 bytes; 0 is "nothing".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +65,8 @@ pub(super) struct Arena {
 /// The one handle that may allocate and store. Not `Clone`: that there is one is what makes the arena sound.
 pub(super) struct ArenaWriter {
     arena: Arc<Arena>,
+    /// What is kept for the reader of the image that this arena was, if it was frozen.
+    kept: Option<Arc<Kept>>,
 }
 
 impl Drop for Arena {
@@ -89,7 +93,7 @@ impl Arena {
             oldest: AtomicU64::new(0),
             stale: 0,
         };
-        Ok(ArenaWriter { arena: Arc::new(arena) })
+        Ok(ArenaWriter { arena: Arc::new(arena), kept: None })
     }
 
     /// An empty arena in the memory of one that nobody else has; `None` if somebody has. Memory that is there already
@@ -100,7 +104,7 @@ impl Arena {
         arena.used = AtomicU32::new(1);
         arena.published = AtomicU64::new(0);
         arena.oldest = AtomicU64::new(0);
-        Some(ArenaWriter { arena: old })
+        Some(ArenaWriter { arena: old, kept: None })
     }
 
     /// Gives back the memory behind the first `keep` bytes of an arena that nobody else has, and that will be recycled.
@@ -209,6 +213,17 @@ impl Arena {
         unsafe { std::slice::from_raw_parts(pointer, len) }
     }
 
+    /// Adds the bytes of these units to `to`.
+    ///
+    /// # Safety
+    /// They were allocated, and nobody stores to them meanwhile.
+    pub(super) unsafe fn copy(&self, units: Range<u32>, to: &mut Vec<u8>) {
+        let len = units.len() * UNIT_BYTES;
+        let pointer = self.pointer(Offset(units.start), 0, len);
+        // SAFETY: in bounds (`pointer` checked it), initialised, and not written to as long as the slice lives.
+        to.extend_from_slice(unsafe { std::slice::from_raw_parts(pointer, len) });
+    }
+
     #[cold]
     fn out_of_bounds(&self, start: usize, len: usize) -> ! {
         panic!("arena access at {start} of {len} bytes beyond {}", self.map.len());
@@ -285,12 +300,14 @@ impl ArenaWriter {
     /// Stores the `index`th 4 bytes of the record at `at`, publishing all that was stored before.
     #[inline]
     pub(super) fn set_half(&mut self, at: Offset, index: usize, value: u32) {
+        self.keep(at, index / 2);
         self.arena.half_ref(at, index).store(value, Ordering::Release);
     }
 
     /// Stores the `index`th 8 bytes of the record at `at`, publishing all that was stored before.
     #[inline]
     pub(super) fn set_word(&mut self, at: Offset, index: usize, value: u64) {
+        self.keep(at, index);
         self.arena.word_ref(at, index).store(value, Ordering::Release);
     }
 
@@ -304,7 +321,29 @@ impl ArenaWriter {
         self.arena.oldest.store(revision, Ordering::Release);
     }
 
-    /// All that was handed out, as it goes into a file.
+    /// What the `index`th 8 bytes of the record hold stays there for the reader of the frozen image.
+    #[inline]
+    fn keep(&self, at: Offset, index: usize) {
+        if let Some(kept) = &self.kept {
+            let unit = Offset(at.0 + index as u32);
+            kept.before_store(unit.0, || self.arena.word(unit, 0));
+        }
+    }
+
+    /// All that was handed out, as it is now, for another thread that reads it while this writer goes on.
+    ///
+    /// # Panics
+    /// If it was done before.
+    pub(super) fn freeze(&mut self) -> Frozen {
+        assert!(self.kept.is_none(), "an arena is frozen once");
+        let units = self.arena.used.load(Ordering::Relaxed);
+        let (frozen, kept) = Frozen::new(Arc::clone(&self.arena), units);
+        self.kept = Some(kept);
+        frozen
+    }
+
+    /// All that was handed out.
+    #[cfg(test)]
     pub(super) fn image(&self) -> &[u8] {
         let len = Offset(self.arena.used.load(Ordering::Relaxed)).bytes();
         let pointer = self.arena.pointer(Offset::NULL, 0, len);
@@ -339,51 +378,4 @@ const ARENA_BYTES_MIN: u64 = 64 << 10;
 const _: () = assert!(usize::BITS >= 64, "the arena is larger than 32-bit address spaces");
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn recycled_memory_is_the_same_and_what_is_allocated_in_it_is_as_in_fresh_memory() {
-        let bytes = ARENA_BYTES_MIN;
-        let dirty = || {
-            let mut old = Arena::reserve(bytes).unwrap();
-            while old.alloc(3, &[&[0xff; 100]]).is_some_and(|at| {
-                (0..3).for_each(|word| old.set_word(at, word, u64::MAX));
-                true
-            }) {}
-            old.publish(9);
-            old.set_oldest(9);
-            old
-        };
-        for keep in [None, Some(0), Some(5000), Some(bytes)] {
-            let old = dirty();
-            let place = old.arena().map.as_ptr();
-            let mut old = old.arena;
-            if let Some(keep) = keep {
-                Arena::shrink(&mut old, keep);
-            }
-            let mut new = Arena::recycle(old).expect("nobody else has it");
-            assert_eq!(new.arena().map.as_ptr(), place);
-            let arena = new.arena();
-            assert_eq!((arena.used_bytes(), arena.published(), arena.oldest()), (8, 0, 0));
-            let mut fresh = Arena::reserve(bytes).unwrap();
-            for len in (0..1000).chain([9999]) {
-                let value = vec![7; len];
-                assert_eq!(new.alloc(len % 4, &[&value]), fresh.alloc(len % 4, &[&value]));
-            }
-            assert!(new.image() == fresh.image(), "keeping {keep:?}");
-        }
-    }
-
-    #[test]
-    fn an_arena_that_somebody_reads_is_neither_recycled_nor_shrunk() {
-        let mut writer = Arena::reserve(ARENA_BYTES_MIN).unwrap();
-        let at = writer.alloc(0, &[&[1; 9000]]).unwrap();
-        let reader = Arc::clone(writer.arena());
-        let mut old = Arc::clone(writer.arena());
-        Arena::shrink(&mut old, 0);
-        assert!(Arena::recycle(old).is_none());
-        // SAFETY: the record was allocated with this payload.
-        assert_eq!(unsafe { reader.payload(at, 0, 9000) }, [1; 9000]);
-    }
-}
+mod tests;

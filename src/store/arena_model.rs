@@ -3,6 +3,7 @@
 //! an error. Built with `--cfg model_check` only.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use loom::cell::UnsafeCell;
@@ -10,6 +11,7 @@ pub(super) use loom::sync::atomic::fence;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Error;
+use super::frozen::{Frozen, Kept};
 
 /// A place in the arena in units of 8 bytes; 0 is "nothing".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +52,7 @@ unsafe impl Send for Payload {}
 /// The one handle that may allocate and store.
 pub(super) struct ArenaWriter {
     arena: Arc<Arena>,
+    kept: Option<Arc<Kept>>,
 }
 
 impl Arena {
@@ -62,7 +65,7 @@ impl Arena {
             published: AtomicU64::new(0),
             oldest: AtomicU64::new(0),
         };
-        Ok(ArenaWriter { arena: Arc::new(arena) })
+        Ok(ArenaWriter { arena: Arc::new(arena), kept: None })
     }
 
     pub(super) fn recycle(_: Arc<Arena>) -> Option<ArenaWriter> {
@@ -105,6 +108,33 @@ impl Arena {
     fn word_at(&self, at: Offset, index: usize) -> Arc<AtomicU64> {
         let words = self.words.lock().expect("nothing panics under it");
         Arc::clone(words.get(&(at.0 as usize + index)).expect("it was allocated"))
+    }
+
+    /// What a unit holds, whether it is two halves or a word; 0 if it is a payload.
+    fn unit(
+        &self,
+        unit: u32,
+        load: impl Fn(&AtomicU64) -> u64,
+        half: impl Fn(&AtomicU32) -> u32,
+    ) -> u64 {
+        let unit = unit as usize;
+        let words = self.words.lock().expect("nothing panics under it");
+        let halves = self.halves.lock().expect("nothing panics under it");
+        let (word, pair) = (words.get(&unit), [2 * unit + 1, 2 * unit].map(|i| halves.get(&i)));
+        let whole = word.map_or(0, |word| load(word));
+        pair.into_iter().fold(0, |high, low| high << 32 | u64::from(low.map_or(0, |low| half(low))))
+            | whole
+    }
+
+    /// # Safety
+    /// None is needed here: what must hold is checked.
+    pub(super) unsafe fn copy(&self, units: Range<u32>, to: &mut Vec<u8>) {
+        for unit in units {
+            // SAFETY: loom sees a store that is not ordered with these loads.
+            let held =
+                self.unit(unit, |it| unsafe { it.unsync_load() }, |it| unsafe { it.unsync_load() });
+            to.extend(held.to_ne_bytes());
+        }
     }
 
     /// Makes what words may be touched as. Here and not when they are: whoever touches them first must not have made
@@ -152,10 +182,12 @@ impl ArenaWriter {
     }
 
     pub(super) fn set_half(&mut self, at: Offset, index: usize, value: u32) {
+        self.keep(at.0 + index as u32 / 2);
         self.arena.half_at(at, index).store(value, Ordering::Release);
     }
 
     pub(super) fn set_word(&mut self, at: Offset, index: usize, value: u64) {
+        self.keep(at.0 + index as u32);
         self.arena.word_at(at, index).store(value, Ordering::Release);
     }
 
@@ -167,6 +199,20 @@ impl ArenaWriter {
         self.arena.oldest.store(revision, Ordering::Release);
     }
 
+    fn keep(&self, unit: u32) {
+        let relaxed = Ordering::Relaxed;
+        let held = || self.arena.unit(unit, |it| it.load(relaxed), |it| it.load(relaxed));
+        self.kept.iter().for_each(|kept| kept.before_store(unit, held));
+    }
+
+    pub(super) fn freeze(&mut self) -> Frozen {
+        let units = self.arena.used.load(Ordering::Relaxed);
+        let (frozen, kept) = Frozen::new(Arc::clone(&self.arena), units);
+        self.kept = Some(kept);
+        frozen
+    }
+
+    #[cfg(test)]
     pub(super) fn image(&self) -> &[u8] {
         unreachable!("the model has no image")
     }

@@ -2,16 +2,18 @@
 //!
 //! **For:** the checkpoint thread, beside the writer.
 //!
-//! **In and out:** [`Store::checkpoint`] on the writer's thread, [`Checkpoint::write`] on any. What that gives back
-//! goes to [`Store::adopt`], which takes the image in place of the arena if enough of that is dead. What was written in
-//! the meantime is copied first: much of it on the checkpoint thread again ([`CatchUp::run`]), a little in `adopt`.
+//! **In and out:** [`Store::checkpoint`] on the writer's thread, [`Checkpoint::compact`] on any. One half of what that
+//! gives is a snapshot file's content, for [`Image::write`]; the other goes to [`Store::adopt`], which takes the image in
+//! place of the arena if enough of that is dead, whether the file is written yet or not. What was written in the
+//! meantime is copied first: much of it on the checkpoint thread again ([`CatchUp::run`]), a little in `adopt`.
 //!
 //! **Always:** the image holds of each key what a read at the oldest readable revision or a later one sees, in key
 //! order, with an index of the right size; what else the arena holds is left behind. Readers keep the arena that they
 //! have; when the last of them is gone, whoever [`Store::take_unread`] gives it to unmaps it or lends its memory to the
 //! next image ([`Checkpoint::reuse`]).
 //!
-//! **Left out:** writing without a second arena in memory; the image takes about the live bytes until it is written.
+//! **Left out:** doing without a second arena in memory; the image takes about the live bytes beside the old arena until
+//! the store goes on in it.
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use super::arena::Arena;
 use super::compaction;
 use super::files::Pace;
 use super::format::FORMAT_VERSION;
+use super::frozen::Frozen;
 use super::history::History;
 use super::records::{self, Node};
 use super::session::Sessions;
@@ -47,10 +50,19 @@ pub struct Checkpoint {
 pub struct Compacted {
     tree: Tree,
     arena: Arc<Arena>,
+    /// What it was made at.
+    revision: Index,
     image_bytes: u64,
     /// Bytes that are not needed of the arena.
     dead_bytes: u64,
     rounds: u32,
+}
+
+/// What a snapshot file shall hold: a compacted image as it was when it was complete, whatever is done with it since.
+pub struct Image {
+    header: Header,
+    replicated: Vec<u8>,
+    frozen: Frozen,
 }
 
 /// Changes that a compacted image lacks.
@@ -77,7 +89,7 @@ pub struct Unread {
 impl Store {
     /// Freezes the current revision. Costs a copy of the sessions; keys are shared.
     pub fn checkpoint(&mut self) -> Checkpoint {
-        self.tree.begin_journal();
+        self.tree.begin_journal(self.revision.0);
         Checkpoint {
             arena: Arc::clone(self.tree.arena()),
             sessions: self.sessions.clone(),
@@ -98,16 +110,16 @@ impl Store {
         let is_ours = Arc::ptr_eq(&compacted.arena, self.tree.arena());
         let is_worth_it = compacted.dead_bytes >= DEAD_BYTES_MIN
             && compacted.dead_bytes >= compacted.arena.used_bytes() / DEAD_SHARE;
-        let len = self.tree.journal_len().filter(|_| is_ours && is_worth_it);
+        let len = self.tree.journal_len(compacted.revision.0);
+        let len = len.filter(|_| is_ours && is_worth_it);
         let changes_max = ADOPT_CHANGES_MIN << compacted.rounds.min(ADOPT_DOUBLINGS_MAX);
         match len {
             Some(len) if len > changes_max && compacted.rounds < ROUNDS_MAX => {
-                let changes = self.tree.take_journal(false).expect("it has a length");
+                let changes = self.tree.take_journal();
                 Adoption::Behind(Box::new(CatchUp { compacted, changes }))
             }
             Some(len) if len <= changes_max => {
-                let changes = self.tree.take_journal(true).expect("it has a length");
-                compacted.add(&changes);
+                compacted.add(&self.tree.take_journal());
                 let Compacted { mut tree, .. } = compacted;
                 let (new, old) = (tree.counts(), self.tree.counts());
                 assert_eq!(
@@ -123,7 +135,7 @@ impl Store {
             }
             Some(_) | None => {
                 if is_ours {
-                    self.tree.take_journal(true);
+                    self.tree.end_journal(compacted.revision.0);
                 }
                 self.retired.push(Arc::clone(compacted.tree.arena()));
                 Adoption::Declined
@@ -163,24 +175,39 @@ impl Checkpoint {
         self.spare = Some(spare);
     }
 
-    /// Writes the snapshot file `{index:016x}.snap` in `dir`, durably, and reads it back.
+    /// [`Checkpoint::compact`], and then [`Image::write`].
     ///
     /// # Errors
-    /// [`Error::Disk`], or [`Error::Cancelled`] by `pace`; nothing is left behind.
+    /// As those have.
     ///
     /// # Panics
-    /// If `meta.index` is not [`Checkpoint::revision`], or the membership is longer than
-    /// [`snapshot::MEMBERSHIP_BYTES_MAX`].
+    /// As the first does.
     pub fn write(
-        mut self,
+        self,
         dir: &Dir,
         meta: &SnapshotMeta,
         pace: &Pace,
     ) -> Result<(SnapshotInfo, Compacted), Error> {
+        let (compacted, image) = self.compact(meta, pace)?;
+        Ok((image.write(dir, pace, &mut || ())?, compacted))
+    }
+
+    /// Makes an image of what can be read: for the store to go on in, and for a snapshot file with this meta data.
+    ///
+    /// # Errors
+    /// [`Error::Reserve`], or [`Error::Cancelled`] by `pace`.
+    ///
+    /// # Panics
+    /// If `meta.index` is not [`Checkpoint::revision`].
+    pub fn compact(
+        mut self,
+        meta: &SnapshotMeta,
+        pace: &Pace,
+    ) -> Result<(Compacted, Image), Error> {
         assert_eq!(meta.index, self.revision, "a snapshot is named by what it holds");
-        let tree = self.compact(pace)?;
+        let mut tree = self.copy(pace)?;
         let replicated = snapshot::encode_replicated(&self.sessions, &self.history);
-        let image_bytes = tree.image().len() as u64;
+        let image_bytes = tree.arena().used_bytes();
         let header = Header {
             version: FORMAT_VERSION,
             meta: meta.clone(),
@@ -190,13 +217,14 @@ impl Checkpoint {
             replicated_bytes: replicated.len() as u64,
             image_bytes,
         };
-        let info = snapshot::write(dir, &header, &replicated, tree.image(), pace)?;
+        let image = Image { header, replicated, frozen: tree.freeze() };
         let dead_bytes = self.used_bytes.saturating_sub(image_bytes);
-        Ok((info, Compacted { tree, arena: self.arena, image_bytes, dead_bytes, rounds: 0 }))
+        let (arena, revision) = (self.arena, self.revision);
+        Ok((Compacted { tree, arena, revision, image_bytes, dead_bytes, rounds: 0 }, image))
     }
 
     /// A tree in an arena of its own, with what is readable at the revision.
-    fn compact(&mut self, pace: &Pace) -> Result<Tree, Error> {
+    fn copy(&mut self, pace: &Pace) -> Result<Tree, Error> {
         let bytes = self.arena.capacity_bytes();
         let spare = self.spare.take().filter(|spare| spare.arena.capacity_bytes() == bytes);
         let room = match spare.and_then(|Unread { arena }| Arena::recycle(arena)) {
@@ -209,6 +237,31 @@ impl Checkpoint {
         compaction::copy(&self.arena, &readable, &mut tree, pace)?;
         tree.complete();
         Ok(tree)
+    }
+}
+
+impl Image {
+    /// What the file will say about itself.
+    pub fn meta(&self) -> &SnapshotMeta {
+        &self.header.meta
+    }
+
+    /// Writes the snapshot file `{index:016x}.snap` in `dir`, durably, and reads it back. This takes long: now and then
+    /// it does something else `meanwhile`.
+    ///
+    /// # Errors
+    /// [`Error::Disk`], or [`Error::Cancelled`] by `pace`; nothing is left behind.
+    ///
+    /// # Panics
+    /// If the membership is longer than [`snapshot::MEMBERSHIP_BYTES_MAX`].
+    pub fn write(
+        self,
+        dir: &Dir,
+        pace: &Pace,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<SnapshotInfo, Error> {
+        let Image { header, replicated, frozen } = self;
+        snapshot::write(dir, &header, &replicated, frozen, pace, meanwhile)
     }
 }
 

@@ -13,7 +13,7 @@
 //!
 //! **Map:** `arena` (memory, the `unsafe` code) < `records`, `versions` (what lies in it) < `skiplist`, `index` with
 //! its `bucket`s < `tree` (writes) and `reader` (reads); `ahead` (asks for memory early); `session` and `history`;
-//! `checkpoint` with its `compaction`, and [`snapshot`] (files), over `format` and `files`.
+//! `checkpoint` with its `compaction`, and [`snapshot`] (files of what is `frozen`), over `format` and `files`.
 //!
 //! **More:** `design.md` section 5.
 
@@ -28,6 +28,7 @@ mod checkpoint;
 mod compaction;
 mod files;
 mod format;
+mod frozen;
 mod hash;
 mod history;
 mod incoming;
@@ -47,7 +48,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use self::arena::Arena;
-pub use self::checkpoint::{Adoption, CatchUp, Checkpoint, Compacted, Unread};
+pub use self::checkpoint::{Adoption, CatchUp, Checkpoint, Compacted, Image, Unread};
 pub use self::files::Pace;
 use self::history::History;
 pub use self::incoming::Incoming;

@@ -2,7 +2,7 @@
 //!
 //! **For:** restarting without the log's beginning, and bringing a follower up to date.
 //!
-//! **In and out:** [`Checkpoint::write`](super::Checkpoint::write) makes one in a [`Dir`]; [`Store::load`] and
+//! **In and out:** [`Image::write`](super::Image::write) makes one in a [`Dir`]; [`Store::load`] and
 //! [`Dir::load_newest`] read one; [`Dir::verify`], [`Dir::list`] and [`Dir::retain`] look after them.
 //!
 //! **Always:** a file named `{index:016x}.snap` was complete and synced, and was read back from the disk, before it got
@@ -22,6 +22,7 @@ pub(super) use super::format::Header;
 use super::format::{
     self, BLOCK_BYTES, DIGEST_BYTES, Input, LENGTHS_AT, Output, VERSION_OF_CHAINS,
 };
+use super::frozen::Frozen;
 use super::history::History;
 use super::session::Sessions;
 use super::tree::Tree;
@@ -257,19 +258,24 @@ fn decode_replicated(bytes: &[u8], index: u64) -> Option<(Sessions, History)> {
     (rest.is_empty() && history.is_sound(index)).then_some((sessions, history))
 }
 
-/// Writes a snapshot file, reads it back and gives it its name.
+/// Writes a snapshot file, reads it back and gives it its name; does something else between the blocks of the image.
 pub(super) fn write(
     dir: &Dir,
     header: &Header,
     state: &[u8],
-    image: &[u8],
+    image: Frozen,
     pace: &Pace,
+    meanwhile: &mut dyn FnMut(),
 ) -> Result<SnapshotInfo, Error> {
     let file = NewFile::create(dir, &name(header.meta.index), pace.clone())?;
     let mut output = Output::begin(file, header)?;
-    for block in state.chunks(BLOCK_BYTES).chain(image.chunks(BLOCK_BYTES)) {
+    for block in state.chunks(BLOCK_BYTES) {
         output.block(block)?;
     }
+    image.read(BLOCK_BYTES, |block| {
+        meanwhile();
+        output.block(block)
+    })?;
     finish(output, &header.meta, pace)
 }
 

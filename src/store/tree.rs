@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::Error;
 use super::arena::{Arena, ArenaWriter, Offset};
+use super::frozen::Frozen;
 use super::index::{self, Found, NextSplit};
 use super::records::{self, Key};
 use super::skiplist::{self, Hint, Place, Tail};
@@ -27,8 +28,8 @@ pub(super) struct Tree {
     /// Where keys belong that were new at the last [`Tree::warm_up`], in its order.
     places: VecDeque<Place>,
     counts: Counts,
-    /// The changes since a checkpoint began, if one did.
-    journal: Option<Vec<Change>>,
+    /// The changes since a checkpoint began, if one did, and its revision.
+    journal: Option<(u64, Vec<Change>)>,
 }
 
 /// What a tree holds.
@@ -122,8 +123,14 @@ impl Tree {
         self.writer.arena()
     }
 
+    #[cfg(test)]
     pub(super) fn image(&self) -> &[u8] {
         self.writer.image()
+    }
+
+    /// All that it is made of, as it is now, for another thread.
+    pub(super) fn freeze(&mut self) -> Frozen {
+        self.writer.freeze()
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -140,19 +147,25 @@ impl Tree {
         self.writer.set_oldest(revision);
     }
 
-    /// Writes down all changes from now on.
-    pub(super) fn begin_journal(&mut self) {
-        self.journal = Some(Vec::new());
+    /// Writes down all changes from now on, which is at `revision`.
+    pub(super) fn begin_journal(&mut self, revision: u64) {
+        self.journal = Some((revision, Vec::new()));
     }
 
-    /// What was written down since the last call; `None` if nothing is, or it was too much. `ends` ends it.
-    pub(super) fn take_journal(&mut self, ends: bool) -> Option<Vec<Change>> {
-        if ends { self.journal.take() } else { self.journal.as_mut().map(std::mem::take) }
+    /// What was written down since the last call; nothing if [`Tree::journal_len`] is `None`.
+    pub(super) fn take_journal(&mut self) -> Vec<Change> {
+        self.journal.as_mut().map(|(_, changes)| std::mem::take(changes)).unwrap_or_default()
     }
 
-    /// The length of what [`Tree::take_journal`] gives.
-    pub(super) fn journal_len(&self) -> Option<usize> {
-        self.journal.as_ref().map(Vec::len)
+    /// How much was written down of the changes since `revision`; `None` if that was not from the first on, or ended, or
+    /// was too much.
+    pub(super) fn journal_len(&self, revision: u64) -> Option<usize> {
+        self.journal.as_ref().filter(|(since, _)| *since == revision).map(|(_, all)| all.len())
+    }
+
+    /// Writes down nothing more, if it was for the checkpoint at `revision`.
+    pub(super) fn end_journal(&mut self, revision: u64) {
+        self.journal.take_if(|(since, _)| *since == revision);
     }
 
     /// The value of `key` now has this length; 0 if it does not exist.
@@ -250,13 +263,7 @@ impl Tree {
     }
 
     /// Hangs a version on the key's node, makes that if there is none, and keeps count.
-    fn push(
-        &mut self,
-        before: Before,
-        key: Key<'_>,
-        header: VersionHeader,
-        value: [&[u8]; 2],
-    ) {
+    fn push(&mut self, before: Before, key: Key<'_>, header: VersionHeader, value: [&[u8]; 2]) {
         let live = before.live();
         let node = match before {
             Before::Node { node, .. } => node,
@@ -272,11 +279,11 @@ impl Tree {
             self.counts.keys += 1;
             self.counts.live_bytes += (key.bytes.len() + value[0].len() + value[1].len()) as u64;
         }
-        if let Some(journal) = &mut self.journal {
-            if journal.len() >= JOURNAL_MAX {
+        if let Some((_, changes)) = &mut self.journal {
+            if changes.len() >= JOURNAL_MAX {
                 self.journal = None;
             } else {
-                journal.push(Change { node, version });
+                changes.push(Change { node, version });
             }
         }
     }
@@ -299,13 +306,7 @@ impl Tree {
         let node = skiplist::insert(&mut self.writer, &mut self.tail, key, hint)
             .unwrap_or_else(|| self.exhausted());
         self.counts.nodes += 1;
-        index::insert(
-            &mut self.writer,
-            &mut self.next_split,
-            key.hash,
-            node,
-            self.counts.nodes,
-        );
+        index::insert(&mut self.writer, &mut self.next_split, key.hash, node, self.counts.nodes);
         node
     }
 

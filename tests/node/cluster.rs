@@ -289,11 +289,13 @@ impl Cluster {
         assert!(output.failure.is_none() && output.contradictions.is_empty());
         if let Some(job) = output.checkpoint.take().filter(|_| !self.loses_checkpoints) {
             let dir = node::snapshots_dir(&disk(&cell.disk), &cell.dir);
-            let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
-            cell.input.checkpoints.push(done);
+            let (compacted, image) = node::run::compact(job, CLUSTER, &Pace::default()).unzip();
+            cell.input.images.push(compacted);
+            let write = |image| node::run::write(image, &dir, &Pace::default(), &mut || ());
+            cell.input.checkpoints.push(image.and_then(write));
         }
         if let Some(image) = output.catch_up.take() {
-            cell.input.caught_up.push(image.run());
+            cell.input.images.push(Some(image.run()));
         }
         let term = node.term();
         for to in std::mem::take(&mut output.send_snapshots) {

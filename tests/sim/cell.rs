@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quicraft::disk::{Disk, Fate, MemDisk};
 use quicraft::node::{self, About, CheckpointJob, Input, Node, OpenOptions, Opening, Repair};
 use quicraft::raft::{Config, Contact, Membership, NodeId};
-use quicraft::store::{self, Unread, snapshot};
+use quicraft::store::{self, Image, Unread, snapshot};
 use quicraft::wal::{self, Ordinal, Record, Writer};
 
 use crate::coverage::Coverage;
@@ -51,6 +51,8 @@ pub(crate) struct Running {
     pub(crate) writing: Vec<(Ordinal, Record)>,
     pub(crate) work: Vec<(Ordinal, Record)>,
     pub(crate) checkpoint: Option<CheckpointJob>,
+    /// What the file of a checkpoint will hold.
+    pub(crate) image: Option<Image>,
     /// Memory for the next image.
     pub(crate) spare: Option<Unread>,
     pub(crate) seen: Seen,
@@ -148,6 +150,7 @@ impl Cell {
             writing: Vec::new(),
             work: Vec::new(),
             checkpoint: None,
+            image: None,
             spare: None,
             seen: Seen::default(),
         });

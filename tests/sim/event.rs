@@ -30,6 +30,10 @@ pub(crate) enum Event {
         node: usize,
         life: u64,
     },
+    Compacted {
+        node: usize,
+        life: u64,
+    },
     Checkpointed {
         node: usize,
         life: u64,

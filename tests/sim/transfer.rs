@@ -11,18 +11,31 @@ use crate::event::Event;
 use crate::world::World;
 
 impl World {
+    /// The image of a checkpoint is made; its file takes longer, and the store may go on in it meanwhile.
+    pub(crate) fn compacted(&mut self, node: usize, life: u64) {
+        let Some(running) = self.cells[node].alive(life) else { return };
+        let Some(mut job) = running.checkpoint.take() else { return };
+        running.spare.take().into_iter().for_each(|spare| job.checkpoint.reuse(spare));
+        let (compacted, image) = node::run::compact(job, CLUSTER, &Pace::default()).unzip();
+        running.input.images.push(compacted);
+        running.image = image;
+        let wait = self.rng.spread(20_000);
+        self.schedule(wait, Event::Checkpointed { node, life });
+        self.wake(node, 5);
+    }
+
     pub(crate) fn checkpointed(&mut self, node: usize, life: u64) {
         let cell = &mut self.cells[node];
         let dir = cell.snapshots();
         let Some(running) = cell.alive(life) else { return };
-        let Some(mut job) = running.checkpoint.take() else { return };
-        running.spare.take().into_iter().for_each(|spare| job.checkpoint.reuse(spare));
-        let done = node::run::write_checkpoint(job, &dir, CLUSTER, &Pace::default());
-        if done.is_some() {
+        let image = running.image.take();
+        let written =
+            image.and_then(|image| node::run::write(image, &dir, &Pace::default(), &mut || ()));
+        if written.is_some() {
             self.coverage.count("snapshot: written");
         }
         let running = self.cells[node].alive(life).expect("it ran a moment ago");
-        running.input.checkpoints.push(done);
+        running.input.checkpoints.push(written);
         self.wake(node, 5);
     }
 

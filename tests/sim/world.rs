@@ -101,6 +101,7 @@ impl World {
             Event::Turn { node, life } => self.turn(node, life)?,
             Event::Deliver { to, bytes } => self.deliver(to, bytes)?,
             Event::Synced { node, life } => self.synced(node, life)?,
+            Event::Compacted { node, life } => self.compacted(node, life),
             Event::Checkpointed { node, life } => self.checkpointed(node, life),
             Event::SnapshotArrives { from, term, to, bytes, life } => {
                 let sent = self.take_snapshot((from, term), to, &bytes);
@@ -212,7 +213,8 @@ impl World {
         running.node.step_out(&mut output, &mut answers);
         let checkpoint = output.checkpoint.take();
         let has_checkpoint = checkpoint.is_some();
-        running.input.caught_up.extend(output.catch_up.take().map(|image| image.run()));
+        let caught_up = output.catch_up.take().map(|image| Some(image.run()));
+        running.input.images.extend(caught_up);
         running.spare = output.unread.pop().or(running.spare.take());
         if has_checkpoint {
             running.checkpoint = checkpoint;
@@ -228,7 +230,7 @@ impl World {
         }
         if has_checkpoint {
             let wait = self.rng.spread(20_000);
-            self.schedule(wait, Event::Checkpointed { node: at, life });
+            self.schedule(wait, Event::Compacted { node: at, life });
         }
         self.write(at);
         if let Some((peer, index)) = output.contradictions.first() {

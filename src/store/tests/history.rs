@@ -11,15 +11,15 @@ use crate::raft::{Index, Term};
 use crate::store::snapshot::{Dir, SnapshotMeta};
 use crate::store::{Adoption, CatchUp, Compacted, Options, Pace, Range, Reader, Store, Unread};
 
-type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(super) type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-fn dir() -> Dir {
+pub(super) fn dir() -> Dir {
     let dir = Dir::new(Arc::new(MemDisk::new()), "/snapshots".into());
     dir.create().unwrap();
     dir
 }
 
-fn meta(index: Index) -> SnapshotMeta {
+pub(super) fn meta(index: Index) -> SnapshotMeta {
     SnapshotMeta { cluster: [7; 16], index, term: Term(1), membership: Vec::new() }
 }
 
@@ -28,13 +28,21 @@ fn image_of(checkpoint: super::super::Checkpoint, dir: &Dir) -> Compacted {
     checkpoint.write(dir, &meta, &Pace::default()).unwrap().1
 }
 
-fn compact(store: &mut Store, below: Index) {
+pub(super) fn compact(store: &mut Store, below: Index) {
     let command = Command::Compact { below: below.0 };
     assert_eq!(store.apply(next(store), &command), Outcome::Done);
 }
 
-fn rows(reader: &Reader, at: Index) -> Model {
+pub(super) fn rows(reader: &Reader, at: Index) -> Model {
     reader.scan(Range::ALL, at).map(|row| (row.key.to_vec(), row.value.to_vec())).collect()
+}
+
+/// The bytes of the newest snapshot.
+pub(super) fn newest_file(dir: &Dir) -> Vec<u8> {
+    let file = dir.disk.open(&dir.list().unwrap()[0].1).unwrap();
+    let mut bytes = vec![0; file.bytes().unwrap() as usize];
+    file.read_at(0, &mut bytes).unwrap();
+    bytes
 }
 
 fn behind(adoption: Adoption) -> CatchUp {
@@ -174,6 +182,25 @@ fn an_image_of_another_arena_and_one_that_saves_nothing_are_declined() {
 }
 
 #[test]
+fn an_image_of_an_earlier_checkpoint_is_declined() {
+    let (dir, mut client, mut random) = (dir(), Client::new(), Random(7));
+    let mut model = Model::new();
+    work(&mut client, &mut model, &mut random, 3000);
+    let now = client.store.revision();
+    compact(&mut client.store, now);
+    let earlier = client.store.checkpoint();
+    work(&mut client, &mut model, &mut random, 100);
+    let later = client.store.checkpoint();
+    work(&mut client, &mut model, &mut random, 100);
+    // What was written between the two is written down for neither.
+    let earlier = image_of(earlier, &dir);
+    assert!(matches!(client.store.adopt(earlier), Adoption::Declined));
+    let later = image_of(later, &dir);
+    assert!(matches!(client.store.adopt(later), Adoption::Adopted));
+    assert_eq!(rows(&client.store.reader(), client.store.revision()), model);
+}
+
+#[test]
 fn an_arena_is_given_back_when_its_last_reader_is_gone() {
     let (dir, mut client, mut random) = (dir(), Client::new(), Random(8));
     let mut model = Model::new();
@@ -207,14 +234,7 @@ fn an_image_in_the_memory_of_an_older_arena_is_the_same_to_the_byte() {
             expected = Some(place);
         }
         let image = image_of(checkpoint, &recycled);
-        let files = [&fresh, &recycled].map(|dir| {
-            let path = &dir.list().unwrap()[0].1;
-            let file = dir.disk.open(path).unwrap();
-            let mut bytes = vec![0; file.bytes().unwrap() as usize];
-            file.read_at(0, &mut bytes).unwrap();
-            bytes
-        });
-        assert!(files[0] == files[1], "round {round}");
+        assert!(newest_file(&fresh) == newest_file(&recycled), "round {round}");
         let place = client.store.tree.image().as_ptr();
         assert!(matches!(client.store.adopt(image), Adoption::Adopted));
         let memory = client.store.take_unread().pop().unwrap();

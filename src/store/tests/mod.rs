@@ -1,6 +1,7 @@
 //! Tests of the store through its public face.
 
 mod crash;
+mod frozen;
 mod golden;
 mod history;
 mod many;

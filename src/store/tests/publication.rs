@@ -122,6 +122,46 @@ fn no_key_is_missed_while_its_bucket_is_split() {
     );
 }
 
+#[test]
+fn an_image_is_read_as_it_was_while_it_is_written_to() {
+    let frozen = |tree: &mut Tree| {
+        let mut bytes = Vec::new();
+        let read: Result<(), ()> = tree.freeze().read(4096, |block| {
+            bytes.extend_from_slice(block);
+            Ok(())
+        });
+        assert_eq!(read, Ok(()));
+        bytes
+    };
+    let prepared = || {
+        let mut tree = Tree::new(1 << 20, SEED).unwrap();
+        put(&mut tree, 1, b"a");
+        put(&mut tree, 2, b"c");
+        tree
+    };
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.max_branches = 100_000;
+    model.max_duration = Some(std::time::Duration::from_secs(60));
+    model.check(move || {
+        let expected = frozen(&mut prepared());
+        let mut tree = prepared();
+        let image = tree.freeze();
+        let reader = loom::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let read: Result<(), ()> = image.read(4096, |block| {
+                bytes.extend_from_slice(block);
+                Ok(())
+            });
+            assert_eq!(read, Ok(()));
+            bytes
+        });
+        put(&mut tree, 3, b"a");
+        put(&mut tree, 4, b"b");
+        assert!(reader.join().unwrap() == expected);
+    });
+}
+
 /// The entries of a bucket.
 const ENTRIES: usize = 11;
 
