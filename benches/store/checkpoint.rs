@@ -1,14 +1,14 @@
 //! What a checkpoint costs those who write and read meanwhile, and what becomes of memory.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use quicraft::disk::OsDisk;
 use quicraft::raft::Term;
 use quicraft::store::snapshot::{Dir, SnapshotMeta};
-use quicraft::store::{Adoption, Compacted, Pace, Reader};
+use quicraft::store::{Adoption, Pace, Reader};
 
 use super::load::{Loaded, key, resident_bytes, shuffled};
 
@@ -16,7 +16,8 @@ use super::load::{Loaded, key, resident_bytes, shuffled};
 const KEYS: usize = 2_800_000;
 const VALUE_BYTES: usize = 256;
 const PUTS_PER_SECOND: u64 = 50_000;
-const WITHOUT: Duration = Duration::from_secs(15);
+/// Long enough for the store to swap afterwards.
+const WITHOUT: Duration = Duration::from_secs(5);
 
 /// A writer that keeps its pace.
 struct Writer {
@@ -26,6 +27,8 @@ struct Writer {
     latencies: Histogram<u64>,
     next: Instant,
     peak_bytes: u64,
+    /// The least memory since it was set anew.
+    least_bytes: u64,
     puts: u64,
 }
 
@@ -45,7 +48,9 @@ impl Writer {
         self.next += Duration::from_nanos(LOT * 1_000_000_000 / PUTS_PER_SECOND);
         self.puts += LOT;
         if self.puts.is_multiple_of(100 * LOT) {
-            self.peak_bytes = self.peak_bytes.max(resident_bytes());
+            let bytes = resident_bytes();
+            self.peak_bytes = self.peak_bytes.max(bytes);
+            self.least_bytes = self.least_bytes.min(bytes);
         }
     }
 
@@ -69,8 +74,9 @@ pub(crate) fn beside_puts() {
     let mut loaded = Loaded::new();
     let value = vec![7; VALUE_BYTES];
     (0..KEYS as u64).for_each(|number| loaded.put(&key(number), &value));
-    let live = resident_bytes();
     let keys: Vec<u64> = shuffled(KEYS).collect();
+    let read_keys = keys.clone();
+    let live = resident_bytes();
     let mut writer = Writer {
         loaded,
         keys: Box::new(keys.into_iter().cycle()),
@@ -78,12 +84,13 @@ pub(crate) fn beside_puts() {
         latencies: Histogram::new(3).unwrap(),
         next: Instant::now(),
         peak_bytes: 0,
+        least_bytes: u64::MAX,
         puts: 0,
     };
     let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
     let reader = writer.loaded.store.reader();
     std::thread::scope(|scope| {
-        scope.spawn(|| read(reader, &done, &reads));
+        scope.spawn(|| read(reader, &read_keys, &done, &reads));
         let end = Instant::now() + WITHOUT;
         while Instant::now() < end {
             writer.put();
@@ -111,47 +118,53 @@ pub(crate) fn beside_puts() {
     println!("  reads meanwhile, none failed: {}", reads.load(Ordering::Relaxed));
     let ratio = |bytes: u64| bytes as f64 / live as f64;
     println!(
-        "  memory: {:.2} of the live data at most, {:.2} after",
+        "  memory: {:.2} of the live data at most, {:.2} after the swap, {:.2} when the file is durable",
         ratio(writer.peak_bytes),
+        ratio(writer.least_bytes),
         ratio(resident_bytes())
     );
 }
 
-/// Writes a snapshot and swaps to its image, while the writer goes on; gives the file's length.
+/// Swaps to a checkpoint's image and writes its file, as a node does, while the writer goes on; gives the file's length.
 fn checkpoint(writer: &mut Writer) -> u64 {
     let (_place, dir) = snapshots();
     writer.loaded.compact();
     let checkpoint = writer.loaded.store.checkpoint();
     let meta = meta(checkpoint.revision());
     let pace = Pace { bytes_per_second: Some(256 << 20), ..Pace::default() };
-    let mut bytes = 0;
-    let mut image: Compacted = beside(writer, || {
-        let (info, image) = checkpoint.write(&dir, &meta, &pace).unwrap();
-        bytes = info.bytes;
-        image
-    });
+    let (mut compacted, image) = beside(writer, || checkpoint.compact(&meta, &pace).unwrap());
     loop {
-        match writer.loaded.store.adopt(image) {
+        match writer.loaded.store.adopt(compacted) {
             Adoption::Adopted => break,
-            Adoption::Behind(behind) => image = beside(writer, || behind.run()),
-            Adoption::Declined => panic!("half of the arena is dead"),
+            Adoption::Behind(behind) => compacted = beside(writer, || behind.run()),
+            Adoption::Declined => panic!("much of the arena is dead"),
         }
     }
-    let reader_is_gone = Instant::now() + Duration::from_secs(1);
-    while Instant::now() < reader_is_gone {
-        writer.put();
-        let unread = writer.loaded.store.take_unread();
-        beside(writer, || drop(unread));
-    }
-    bytes
+    writer.least_bytes = u64::MAX;
+    let unread = Mutex::new(Vec::new());
+    let mut meanwhile = || {
+        // Not under the lock: giving memory back takes long.
+        let unread = std::mem::take(&mut *unread.lock().unwrap());
+        drop(unread);
+    };
+    std::thread::scope(|scope| {
+        let file = scope.spawn(|| {
+            as_the_checkpoint_thread();
+            image.write(&dir, &pace, &mut meanwhile).unwrap().bytes
+        });
+        while !file.is_finished() {
+            writer.put();
+            unread.lock().unwrap().extend(writer.loaded.store.take_unread());
+        }
+        file.join().unwrap()
+    })
 }
 
 /// Does the work on another thread and puts meanwhile.
 fn beside<T: Send>(writer: &mut Writer, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let work = scope.spawn(|| {
-            // As the node's checkpoint thread does.
-            rustix::process::setpriority_process(None, 5).unwrap();
+            as_the_checkpoint_thread();
             work()
         });
         while !work.is_finished() {
@@ -161,10 +174,14 @@ fn beside<T: Send>(writer: &mut Writer, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+fn as_the_checkpoint_thread() {
+    rustix::process::setpriority_process(None, 5).unwrap();
+}
+
 /// Reads keys, each of which is there, until it is done. Keeps the arena that it began with until well into the checkpoint.
-fn read(reader: Reader, done: &AtomicBool, reads: &AtomicU64) {
-    let end = Instant::now() + WITHOUT + Duration::from_secs(4);
-    for number in shuffled(KEYS).collect::<Vec<_>>().into_iter().cycle() {
+fn read(reader: Reader, keys: &[u64], done: &AtomicBool, reads: &AtomicU64) {
+    let end = Instant::now() + WITHOUT + Duration::from_secs(2);
+    for &number in keys.iter().cycle() {
         if done.load(Ordering::Relaxed) || Instant::now() > end {
             return;
         }

@@ -300,14 +300,18 @@ impl ArenaWriter {
     /// Stores the `index`th 4 bytes of the record at `at`, publishing all that was stored before.
     #[inline]
     pub(super) fn set_half(&mut self, at: Offset, index: usize, value: u32) {
-        self.keep(at, index / 2);
+        if self.kept.is_some() {
+            self.keep(at, index / 2);
+        }
         self.arena.half_ref(at, index).store(value, Ordering::Release);
     }
 
     /// Stores the `index`th 8 bytes of the record at `at`, publishing all that was stored before.
     #[inline]
     pub(super) fn set_word(&mut self, at: Offset, index: usize, value: u64) {
-        self.keep(at, index);
+        if self.kept.is_some() {
+            self.keep(at, index);
+        }
         self.arena.word_ref(at, index).store(value, Ordering::Release);
     }
 
@@ -322,7 +326,6 @@ impl ArenaWriter {
     }
 
     /// What the `index`th 8 bytes of the record hold stays there for the reader of the frozen image.
-    #[inline]
     fn keep(&self, at: Offset, index: usize) {
         if let Some(kept) = &self.kept {
             let unit = Offset(at.0 + index as u32);

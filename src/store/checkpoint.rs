@@ -301,8 +301,8 @@ impl CatchUp {
 
 /// Changes whose memory is asked for together.
 const CHANGES_PER_GROUP: usize = 64;
-/// The store swaps if one part in so many of what the arena holds is dead ...
-const DEAD_SHARE: u64 = 8;
+/// The store swaps if one part in so many of what the arena holds is dead: few, for the image is made anyway ...
+const DEAD_SHARE: u64 = 16;
 /// ... and at least this much.
 const DEAD_BYTES_MIN: u64 = 64 << 10;
 /// Changes that are copied on the writer's thread: less than a millisecond's work ...

@@ -128,10 +128,23 @@ impl Link {
 /// The first 4 bytes of a key as a number that compares like them.
 #[inline]
 pub(super) fn prefix(key: &[u8]) -> u32 {
-    let mut bytes = [0; 4];
-    let len = key.len().min(4);
-    bytes[..len].copy_from_slice(&key[..len]);
-    u32::from_be_bytes(bytes)
+    u32::from_be_bytes(first_bytes(key))
+}
+
+/// The first 8 bytes, likewise.
+#[inline]
+pub(super) fn long_prefix(key: &[u8]) -> u64 {
+    u64::from_be_bytes(first_bytes(key))
+}
+
+/// The first bytes, with zeros behind a shorter key.
+#[inline]
+fn first_bytes<const N: usize>(key: &[u8]) -> [u8; N] {
+    key.first_chunk().copied().unwrap_or_else(|| {
+        let mut bytes = [0; N];
+        bytes[..key.len()].copy_from_slice(key);
+        bytes
+    })
 }
 
 /// Makes the root record, which must be the first of the arena.

@@ -34,16 +34,20 @@ pub(super) fn first(arena: &Arena) -> Option<Node<'_>> {
 /// The last node.
 pub(super) fn last(arena: &Arena) -> Option<Node<'_>> {
     let tail = Tail::find(arena);
-    Node::at(arena, tail.0[0]).filter(|node| node.at != ROOT)
+    Node::at(arena, tail.nodes[0]).filter(|node| node.at != ROOT)
 }
 
 /// The last node (or the root) on each level, so that keys that come in order need no search.
-pub(super) struct Tail([Offset; HEIGHT_MAX]);
+pub(super) struct Tail {
+    nodes: [Offset; HEIGHT_MAX],
+    /// The beginning of the last key, which nearly always tells how a key compares with it.
+    prefix: u64,
+}
 
 impl Tail {
     /// Walks to the end.
     pub(super) fn find(arena: &Arena) -> Tail {
-        let mut tail = [ROOT; HEIGHT_MAX];
+        let mut nodes = [ROOT; HEIGHT_MAX];
         let mut at = ROOT;
         for level in (0..HEIGHT_MAX).rev() {
             loop {
@@ -53,15 +57,21 @@ impl Tail {
                 }
                 at = link.to;
             }
-            tail[level] = at;
+            nodes[level] = at;
         }
-        Tail(tail)
+        let prefix = if at == ROOT { 0 } else { records::long_prefix(Node { arena, at }.key()) };
+        Tail { nodes, prefix }
     }
 
     /// Whether all nodes lie before `key`.
     #[inline]
     pub(super) fn is_below(&self, arena: &Arena, key: &[u8]) -> bool {
-        self.0[0] == ROOT || Node { arena, at: self.0[0] }.key() < key
+        match self.prefix.cmp(&records::long_prefix(key)) {
+            Ordering::Equal => {
+                self.nodes[0] == ROOT || Node { arena, at: self.nodes[0] }.key() < key
+            }
+            order => order == Ordering::Less,
+        }
     }
 }
 
@@ -85,7 +95,7 @@ pub(super) fn insert(
     let height = height(key.hash);
     let node = records::new_node(writer, key.bytes, height)?;
     let target = Target::new(key.bytes, false);
-    let mut before = tail.0;
+    let mut before = tail.nodes;
     let is_near = |place: &Place| height <= PLACE_LEVELS && place.is_below(writer.arena(), &target);
     match hint {
         Hint::Last => {}
@@ -98,26 +108,34 @@ pub(super) fn insert(
             target.descend(writer.arena(), |level, at| before[level] = at);
         }
     }
-    link(writer, tail, node, &before[..height], target.prefix);
+    link(writer, tail, &target, node, &before[..height]);
     Some(node)
 }
 
 /// Links a node behind those that stand before it on each of its levels.
-fn link(writer: &mut ArenaWriter, tail: &mut Tail, node: Offset, before: &[Offset], prefix: u32) {
+fn link(
+    writer: &mut ArenaWriter,
+    tail: &mut Tail,
+    target: &Target<'_>,
+    node: Offset,
+    before: &[Offset],
+) {
     let back = if before[0] == ROOT { Offset::NULL } else { before[0] };
     records::set_before(writer, node, back);
     for (level, &at) in before.iter().enumerate() {
         let next = Link::load(writer.arena(), at, level);
         next.store(writer, node, level);
         if next.to.is_null() {
-            tail.0[level] = node;
+            tail.nodes[level] = node;
         }
     }
     for (level, &at) in before.iter().enumerate() {
-        Link { to: node, prefix }.store(writer, at, level);
+        Link { to: node, prefix: target.prefix }.store(writer, at, level);
     }
     let next = Link::load(writer.arena(), node, 0).to;
-    if !next.is_null() {
+    if next.is_null() {
+        tail.prefix = records::long_prefix(target.key);
+    } else {
         records::set_before(writer, next, node);
     }
 }
@@ -175,7 +193,7 @@ pub(super) fn search<'k>(
     keys: impl Iterator<Item = Key<'k>>,
     found: &mut VecDeque<Place>,
 ) {
-    let Some(top) = (0..HEIGHT_MAX).rev().find(|&level| tail.0[level] != ROOT) else { return };
+    let Some(top) = (0..HEIGHT_MAX).rev().find(|&level| tail.nodes[level] != ROOT) else { return };
     let keys = keys.filter(|key| !tail.is_below(arena, key.bytes));
     let mut searches: Vec<Search<'k>> = keys.map(|key| Search::new(key, top)).collect();
     let mut under_way = searches.len();
