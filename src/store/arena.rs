@@ -1,15 +1,15 @@
 //! One reserved region of memory in which everything of the store lies, and the only `unsafe` code of it (beside the
-//! two payload views in `records.rs` and `versions.rs`).
+//! two payload views in `records.rs` and `versions.rs`, and the copy of an image in `frozen.rs`).
 //!
 //! **For:** records that link to each other by 32-bit offsets, written by one thread and read by any number of threads
 //! without a lock; and an image of them that is a file without any translation.
 //!
 //! **In and out:** [`Arena::reserve`] gives the shared half (loads) and the one [`ArenaWriter`] (allocation and
-//! stores). A record is some 8-byte *words*, which are only ever touched as atomics, and after them *payload* bytes,
-//! which are written before anyone knows the record's offset and never again.
+//! stores). A record is some 8-byte *words* and after them *payload* bytes. Both are written before anyone knows the
+//! record's offset; after that words are only ever touched as atomics, and the payload is never written again.
 //!
-//! **Always:** what is allocated is never moved or freed while the arena lives; fresh words are zero; every access is
-//! bounds-checked, so that a damaged image can panic but not read foreign memory.
+//! **Always:** what is allocated is never moved or freed while the arena lives; every access is bounds-checked, so that
+//! a damaged image can panic but not read foreign memory.
 //!
 //! **Left out:** freeing. Dead versions go when the store swaps to a compacted image; the memory of the arena that it
 //! left can take the next one ([`Arena::recycle`]).
@@ -41,6 +41,13 @@ impl Offset {
     fn bytes(self) -> usize {
         self.0 as usize * UNIT_BYTES
     }
+}
+
+/// The word that holds these halves, in their order.
+#[inline]
+pub(super) fn word_of(halves: [u32; 2]) -> u64 {
+    let [low, high] = if cfg!(target_endian = "little") { halves } else { [halves[1], halves[0]] };
+    u64::from(high) << 32 | u64::from(low)
 }
 
 /// The granularity of offsets.
@@ -258,43 +265,50 @@ impl ArenaWriter {
         &self.arena
     }
 
-    /// A new record of `words` zero words and the `payload` parts after them; `None` if the arena is full.
+    /// A new record of these words and the payload after them, in two parts; `None` if the arena is full.
     #[inline]
-    pub(super) fn alloc(&mut self, words: usize, payload: &[&[u8]]) -> Option<Offset> {
-        let payload_bytes: usize = payload.iter().map(|part| part.len()).sum();
-        let units = u32::try_from(words + payload_bytes.div_ceil(UNIT_BYTES)).ok()?;
+    pub(super) fn alloc(&mut self, words: &[u64], payload: [&[u8]; 2]) -> Option<Offset> {
+        let words_bytes = size_of_val(words);
+        let bytes = words_bytes + payload[0].len() + payload[1].len();
+        let units = bytes.div_ceil(UNIT_BYTES);
+        let (at, record) = self.take(units)?;
+        // SAFETY: `record` has room for the units, and so for words and parts; it lies above what was handed out, so
+        // no record, and therefore no reference and no part, overlaps it; `&mut self` keeps any other allocation away.
+        unsafe {
+            if bytes < units * UNIT_BYTES {
+                record.add((units - 1) * UNIT_BYTES).write_bytes(0, UNIT_BYTES);
+            }
+            std::ptr::copy_nonoverlapping(words.as_ptr().cast(), record, words_bytes);
+            let mut to = record.add(words_bytes);
+            for part in payload {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
+                to = to.add(part.len());
+            }
+        }
+        Some(at)
+    }
+
+    /// A new record of so many words, all zero, whose pages take no memory before they are used; `None` if the arena is
+    /// full.
+    pub(super) fn alloc_zeros(&mut self, words: usize) -> Option<Offset> {
+        let (at, record) = self.take(words)?;
+        if at.bytes() < self.arena.stale {
+            // SAFETY: as in `alloc`.
+            unsafe { record.write_bytes(0, words * UNIT_BYTES) };
+        }
+        Some(at)
+    }
+
+    /// Hands out the next units, and where they are.
+    #[inline]
+    fn take(&mut self, units: usize) -> Option<(Offset, *mut u8)> {
         let used = self.arena.used.load(Ordering::Relaxed);
-        let end = used.checked_add(units)?;
+        let end = used.checked_add(u32::try_from(units).ok()?)?;
         if Offset(end).bytes() > self.arena.map.len() {
             return None;
         }
-        let mut skip = words * UNIT_BYTES;
-        self.clear(Offset(used), words, units as usize);
-        for part in payload {
-            let to = self.arena.pointer(Offset(used), skip, part.len());
-            // SAFETY: `to` has room for the part (checked); the range lies above `used`, so no record, and therefore
-            // no reference and no part, overlaps it; `&mut self` keeps any other allocation away.
-            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len()) };
-            skip += part.len();
-        }
         self.arena.used.store(end, Ordering::Relaxed);
-        Some(Offset(used))
-    }
-
-    /// Clears what an earlier arena may have left in a record of so many units that is about to be allocated: its
-    /// words, and what follows its payload in the last unit.
-    #[inline]
-    fn clear(&mut self, at: Offset, words: usize, units: usize) {
-        if at.bytes() >= self.arena.stale || units == 0 {
-            return;
-        }
-        let record = self.arena.pointer(at, 0, units * UNIT_BYTES);
-        // SAFETY: in bounds (`pointer` checked it, and words are among the units); nothing refers to what lies above
-        // `used`.
-        unsafe {
-            record.write_bytes(0, words * UNIT_BYTES);
-            record.add((units - 1) * UNIT_BYTES).write_bytes(0, UNIT_BYTES);
-        }
+        Some((Offset(used), self.arena.pointer(Offset(used), 0, units * UNIT_BYTES)))
     }
 
     /// Stores the `index`th 4 bytes of the record at `at`, publishing all that was stored before.

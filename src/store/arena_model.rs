@@ -26,6 +26,11 @@ impl Offset {
     }
 }
 
+/// The word that holds these halves, in their order.
+pub(super) fn word_of(halves: [u32; 2]) -> u64 {
+    u64::from(halves[1]) << 32 | u64::from(halves[0])
+}
+
 /// The granularity of offsets.
 pub(super) const UNIT_BYTES: usize = 8;
 
@@ -166,12 +171,18 @@ impl ArenaWriter {
         &self.arena
     }
 
-    pub(super) fn alloc(&mut self, words: usize, payload: &[&[u8]]) -> Option<Offset> {
+    /// Where a word will be touched as two halves it is these that count, and the word never changes.
+    pub(super) fn alloc(&mut self, words: &[u64], payload: [&[u8]; 2]) -> Option<Offset> {
         let bytes: Vec<u8> = payload.concat();
-        let units = words + bytes.len().div_ceil(UNIT_BYTES);
-        let at = self.arena.used.load(Ordering::Relaxed);
-        self.arena.used.store(at + units as u32, Ordering::Relaxed);
-        self.arena.make_words(at as usize, words);
+        let Offset(at) = self.take(words.len(), bytes.len().div_ceil(UNIT_BYTES));
+        for (place, &word) in (at as usize..).zip(words) {
+            // Not its first value, which everybody could see: a store like any other.
+            let at = Offset(place as u32);
+            self.arena.word_at(at, 0).store(word, Ordering::Relaxed);
+            self.arena.half_at(at, 0).store(word as u32, Ordering::Relaxed);
+            self.arena.half_at(at, 1).store((word >> 32) as u32, Ordering::Relaxed);
+        }
+        let words = words.len();
         let payload = Payload { bytes: bytes.into(), watched: UnsafeCell::new(()) };
         payload.watched.with_mut(|_| ());
         // Leaked: a test has few, and each execution its own.
@@ -179,6 +190,17 @@ impl ArenaWriter {
         let mut payloads = self.arena.payloads.lock().expect("nothing panics under it");
         payloads.insert(at as usize + words, payload);
         Some(Offset(at))
+    }
+
+    pub(super) fn alloc_zeros(&mut self, words: usize) -> Option<Offset> {
+        Some(self.take(words, 0))
+    }
+
+    fn take(&mut self, words: usize, payload_units: usize) -> Offset {
+        let at = self.arena.used.load(Ordering::Relaxed);
+        self.arena.used.store(at + (words + payload_units) as u32, Ordering::Relaxed);
+        self.arena.make_words(at as usize, words);
+        Offset(at)
     }
 
     pub(super) fn set_half(&mut self, at: Offset, index: usize, value: u32) {

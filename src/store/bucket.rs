@@ -92,9 +92,10 @@ impl<'a> Bucket<'a> {
 /// Adds a node that was allocated after all others of the bucket at `at`.
 pub(super) fn push(writer: &mut ArenaWriter, at: Offset, node: Offset, hash: u64) {
     let mut tags = Tags::load(writer.arena(), at);
-    if tags.len() < ENTRIES {
-        writer.set_half(at, ENTRIES_HALF + tags.len(), node.0);
-        tags.add(hash);
+    let len = tags.len();
+    if len < ENTRIES {
+        writer.set_half(at, ENTRIES_HALF + len, node.0);
+        tags.add(len, hash);
     } else {
         let first = Offset(writer.arena().half(at, CHAIN_HALF));
         records::set_next_in_bucket(writer, node, first);
@@ -124,19 +125,22 @@ pub(super) fn split(
 struct Filling {
     at: Offset,
     tags: Tags,
+    /// Entries in use.
+    len: usize,
     /// The last node of the chain.
     last: Option<Offset>,
 }
 
 impl Filling {
     fn new(at: Offset) -> Filling {
-        Filling { at, tags: Tags(0), last: None }
+        Filling { at, tags: Tags(0), len: 0, last: None }
     }
 
     fn add(&mut self, writer: &mut ArenaWriter, node: Offset, hash: u64) {
-        if self.tags.len() < ENTRIES {
-            writer.set_half(self.at, ENTRIES_HALF + self.tags.len(), node.0);
-            self.tags.add(hash);
+        if self.len < ENTRIES {
+            writer.set_half(self.at, ENTRIES_HALF + self.len, node.0);
+            self.tags.add(self.len, hash);
+            self.len += 1;
             return;
         }
         self.end_chain_with(writer, node);
@@ -200,8 +204,9 @@ impl Tags {
         self.0 & filter_bit(hash) != 0
     }
 
-    fn add(&mut self, hash: u64) {
-        self.0 |= tag(hash) << (8 * self.len());
+    /// Adds an entry behind the `len` that are in use.
+    fn add(&mut self, len: usize, hash: u64) {
+        self.0 |= tag(hash) << (8 * len);
     }
 
     fn add_to_chain(&mut self, hash: u64) {
@@ -241,7 +246,7 @@ mod tests {
         let mut tags = Tags(0);
         for (entry, &hash) in hashes.iter().enumerate() {
             assert_eq!(tags.len(), entry);
-            tags.add(hash);
+            tags.add(entry, hash);
         }
         assert_eq!(tags.len(), ENTRIES);
         for byte in 0..256_u64 {

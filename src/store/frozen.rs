@@ -134,7 +134,7 @@ mod tests {
         for pieces in [1, 3] {
             let mut writer = Arena::reserve(1 << 20).unwrap();
             let records: Vec<Offset> =
-                (0..RECORDS).map(|_| writer.alloc(2, &[&[7; 20]]).unwrap()).collect();
+                (0..RECORDS).map(|_| writer.alloc(&[0; 2], [&[7; 20], &[]]).unwrap()).collect();
             for (number, &at) in (0..).zip(&records) {
                 writer.set_word(at, 0, number);
             }
@@ -146,7 +146,7 @@ mod tests {
                         0 => writer.set_word(at, 0, u64::MAX),
                         1 => writer.set_half(at, 2, 1),
                         2 => writer.set_half(at, 3, 2),
-                        _ => _ = writer.alloc(1, &[&[9; 3]]),
+                        _ => _ = writer.alloc(&[0], [&[9; 3], &[]]),
                     }
                 }
             };

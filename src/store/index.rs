@@ -205,7 +205,7 @@ fn grow(writer: &mut ArenaWriter, bucket: u32) -> bool {
 fn new_segment(writer: &mut ArenaWriter, buckets: u32) -> Option<Offset> {
     let next = (writer.arena().used_bytes() / UNIT_BYTES as u64) as usize;
     let skip = next.next_multiple_of(BUCKET_WORDS) - next;
-    let at = writer.alloc(skip + buckets as usize * BUCKET_WORDS, &[])?;
+    let at = writer.alloc_zeros(skip + buckets as usize * BUCKET_WORDS)?;
     Some(Offset(at.0 + skip as u32))
 }
 

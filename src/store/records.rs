@@ -24,7 +24,7 @@
 //! | 16 | height x 8 | tower: the next node at each level (low 4 bytes) and the first 4 bytes of its key (high, big-endian) |
 //! | 16 + 8 x height | | key |
 
-use super::arena::{Arena, ArenaWriter, Offset};
+use super::arena::{Arena, ArenaWriter, Offset, word_of};
 use super::hash;
 use crate::proto::limits::KEY_BYTES_MAX;
 
@@ -120,8 +120,12 @@ impl Link {
     /// Makes it the link of the node (or [`ROOT`]) at `at` on `level`.
     #[inline]
     pub(super) fn store(self, writer: &mut ArenaWriter, at: Offset, level: usize) {
-        let word = (u64::from(self.prefix) << 32) | u64::from(self.to.0);
-        writer.set_word(at, NODE_WORDS + level, word);
+        writer.set_word(at, NODE_WORDS + level, self.word());
+    }
+
+    #[inline]
+    fn word(self) -> u64 {
+        (u64::from(self.prefix) << 32) | u64::from(self.to.0)
     }
 }
 
@@ -149,7 +153,7 @@ fn first_bytes<const N: usize>(key: &[u8]) -> [u8; N] {
 
 /// Makes the root record, which must be the first of the arena.
 pub(super) fn new_root(writer: &mut ArenaWriter, seed: u64) {
-    let at = writer.alloc(ROOT_WORDS, &[]).expect("the smallest arena has room for the root");
+    let at = writer.alloc_zeros(ROOT_WORDS).expect("the smallest arena has room for the root");
     assert_eq!(at, ROOT, "the root comes first");
     writer.set_word(ROOT, 0, seed);
 }
@@ -173,14 +177,19 @@ impl<'k> Key<'k> {
     }
 }
 
-/// Allocates a node that nothing links to yet.
-pub(super) fn new_node(writer: &mut ArenaWriter, key: &[u8], height: usize) -> Option<Offset> {
+/// Allocates a node that nothing links to yet, to stand behind the nodes (or the root) that are the last `before` it on
+/// each of its levels. `None` if the arena is full.
+pub(super) fn new_node(writer: &mut ArenaWriter, key: &[u8], before: &[Offset]) -> Option<Offset> {
+    let (height, len) = (before.len(), key.len());
     assert!((1..=HEIGHT_MAX).contains(&height), "height {height}");
-    let len = u32::try_from(key.len()).expect("keys are checked before they come here");
-    assert!(key.len() <= KEY_BYTES_MAX, "key of {len} bytes");
-    let at = writer.alloc(NODE_WORDS + height, &[key])?;
-    writer.set_half(at, NODE_META_HALF, len | (height as u32) << 16);
-    Some(at)
+    assert!(len <= KEY_BYTES_MAX, "key of {len} bytes");
+    let back = if before[0] == ROOT { Offset::NULL } else { before[0] };
+    let mut words = [0; NODE_WORDS + HEIGHT_MAX];
+    words[1] = word_of([back.0, len as u32 | (height as u32) << 16]);
+    for (level, (word, &at)) in words[NODE_WORDS..].iter_mut().zip(before).enumerate() {
+        *word = Link::load(writer.arena(), at, level).word();
+    }
+    writer.alloc(&words[..NODE_WORDS + height], [key, &[]])
 }
 
 /// Sets the newest version of the node at `at`.
@@ -225,6 +234,8 @@ const NODE_NEWEST_HALF: usize = 0;
 const NODE_BUCKET_HALF: usize = 1;
 const NODE_BEFORE_HALF: usize = 2;
 const NODE_META_HALF: usize = 3;
+const _: () =
+    assert!(NODE_BEFORE_HALF == 2 && NODE_META_HALF == 3, "the halves of the second word");
 const ROOT_SPLITS_HALF: usize = 2;
 const ROOT_SEGMENTS_HALF: usize = (NODE_WORDS + HEIGHT_MAX) * 2;
 const ROOT_WORDS: usize = NODE_WORDS + HEIGHT_MAX + SEGMENTS_MAX / 2;

@@ -93,7 +93,6 @@ pub(super) fn insert(
     hint: Hint,
 ) -> Option<Offset> {
     let height = height(key.hash);
-    let node = records::new_node(writer, key.bytes, height)?;
     let target = Target::new(key.bytes, false);
     let mut before = tail.nodes;
     let is_near = |place: &Place| height <= PLACE_LEVELS && place.is_below(writer.arena(), &target);
@@ -108,7 +107,9 @@ pub(super) fn insert(
             target.descend(writer.arena(), |level, at| before[level] = at);
         }
     }
-    link(writer, tail, &target, node, &before[..height]);
+    let before = &before[..height];
+    let node = records::new_node(writer, key.bytes, before)?;
+    link(writer, tail, &target, node, before);
     Some(node)
 }
 
@@ -120,16 +121,10 @@ fn link(
     node: Offset,
     before: &[Offset],
 ) {
-    let back = if before[0] == ROOT { Offset::NULL } else { before[0] };
-    records::set_before(writer, node, back);
     for (level, &at) in before.iter().enumerate() {
-        let next = Link::load(writer.arena(), at, level);
-        next.store(writer, node, level);
-        if next.to.is_null() {
+        if tail.nodes[level] == at {
             tail.nodes[level] = node;
         }
-    }
-    for (level, &at) in before.iter().enumerate() {
         Link { to: node, prefix: target.prefix }.store(writer, at, level);
     }
     let next = Link::load(writer.arena(), node, 0).to;

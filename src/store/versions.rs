@@ -17,7 +17,7 @@
 //! those of the version before it alone, and a walk that takes each jump which does not go too far finds any version of
 //! a chain of n in some 2 log n steps.
 
-use super::arena::{Arena, ArenaWriter, Offset, UNIT_BYTES};
+use super::arena::{Arena, ArenaWriter, Offset, UNIT_BYTES, word_of};
 use super::records::{self, Node};
 use crate::proto::limits::VALUE_BYTES_CEILING;
 
@@ -212,22 +212,22 @@ pub(super) fn push(
         let before = Version { arena, at: before };
         (before.jump_of_next().at, before.depth() + 1)
     });
-    let head_words = VERSION_WORDS + usize::from(jump.is_some());
-    let at = writer.alloc(head_words + if short { 0 } else { VERSION_WORDS_LONG }, &value)?;
     let flags = if header.tombstone { TOMBSTONE } else { 0 }
         | if first { FIRST } else { 0 }
         | if jump.is_some() { JUMP } else { 0 };
-    writer.set_word(at, 0, header.revision);
-    writer.set_half(at, VERSION_BEFORE_HALF, before.0);
-    writer.set_half(at, VERSION_META_HALF, len | flags);
+    let mut words = [0; VERSION_WORDS + 1 + VERSION_WORDS_LONG];
+    words[..VERSION_WORDS].copy_from_slice(&[header.revision, word_of([before.0, len | flags])]);
+    let mut count = VERSION_WORDS;
     if let Some((jump, depth)) = jump {
-        writer.set_half(at, VERSION_JUMP_HALF, jump.0);
-        writer.set_half(at, VERSION_DEPTH_HALF, depth);
+        words[count] = word_of([jump.0, depth]);
+        count += 1;
     }
     if !short {
-        writer.set_word(at, head_words, header.create_revision);
-        writer.set_word(at, head_words + 1, header.version);
+        words[count..count + VERSION_WORDS_LONG]
+            .copy_from_slice(&[header.create_revision, header.version]);
+        count += VERSION_WORDS_LONG;
     }
+    let at = writer.alloc(&words[..count], value)?;
     records::set_newest(writer, node, at);
     Some(at)
 }

@@ -7,7 +7,7 @@ fn recycled_memory_is_the_same_and_what_is_allocated_in_it_is_as_in_fresh_memory
     let bytes = ARENA_BYTES_MIN;
     let dirty = || {
         let mut old = Arena::reserve(bytes).unwrap();
-        while old.alloc(3, &[&[0xff; 100]]).is_some_and(|at| {
+        while old.alloc(&[0; 3], [&[0xff; 100], &[]]).is_some_and(|at| {
             (0..3).for_each(|word| old.set_word(at, word, u64::MAX));
             true
         }) {}
@@ -29,7 +29,9 @@ fn recycled_memory_is_the_same_and_what_is_allocated_in_it_is_as_in_fresh_memory
         let mut fresh = Arena::reserve(bytes).unwrap();
         for len in (0..1000).chain([9999]) {
             let value = vec![7; len];
-            assert_eq!(new.alloc(len % 4, &[&value]), fresh.alloc(len % 4, &[&value]));
+            let words = &[9; 4][..len % 4];
+            assert_eq!(new.alloc(words, [&value, &[]]), fresh.alloc(words, [&value, &[]]));
+            assert_eq!(new.alloc_zeros(len % 5), fresh.alloc_zeros(len % 5));
         }
         assert!(new.image() == fresh.image(), "keeping {keep:?}");
     }
@@ -38,7 +40,7 @@ fn recycled_memory_is_the_same_and_what_is_allocated_in_it_is_as_in_fresh_memory
 #[test]
 fn an_arena_that_somebody_reads_is_neither_recycled_nor_shrunk() {
     let mut writer = Arena::reserve(ARENA_BYTES_MIN).unwrap();
-    let at = writer.alloc(0, &[&[1; 9000]]).unwrap();
+    let at = writer.alloc(&[], [&[1; 9000], &[]]).unwrap();
     let reader = Arc::clone(writer.arena());
     let mut old = Arc::clone(writer.arena());
     Arena::shrink(&mut old, 0);
