@@ -9,16 +9,17 @@ use std::sync::Arc;
 
 use quicraft::disk::{Disk, MemDisk};
 use quicraft::node::{
-    self, About, Input, Node, OpenOptions, Opening, Output, ReceivedSnapshot, Replies, ReplyTo,
-    Request, RequestBody, Sent, SnapshotAt,
+    self, About, Input, Node, OpenOptions, Opening, Output, Replies, ReplyTo, Request, RequestBody,
 };
+use quicraft::proto;
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
 use quicraft::proto::peer::Want;
 use quicraft::raft::{Body, Config, Index, Membership, Message, NodeId, ReadId, RoleKind};
-use quicraft::store::{self, Pace, Reader, Store};
+use quicraft::store::{self, Reader};
 use quicraft::wal::{self, Batch, Writer};
-use quicraft::{proto, raft};
+
+use crate::snapshots::{Lost, checkpoint};
 
 /// An answer, owned.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,21 +65,23 @@ impl Replies for Answers {
     }
 }
 
-struct Cell {
-    disk: MemDisk,
-    dir: PathBuf,
-    running: Option<(Node, Writer)>,
-    input: Input,
+pub(crate) struct Cell {
+    pub(crate) disk: MemDisk,
+    pub(crate) dir: PathBuf,
+    pub(crate) running: Option<(Node, Writer)>,
+    pub(crate) input: Input,
     answers: Answers,
 }
 
 pub(crate) struct Cluster {
-    cells: Vec<Cell>,
-    isolated: Option<usize>,
+    pub(crate) cells: Vec<Cell>,
+    pub(crate) isolated: Option<usize>,
     /// Whose disk hangs.
     hung: Option<usize>,
-    /// Checkpoints begin and are never heard of again.
-    pub(crate) loses_checkpoints: bool,
+    /// What all clocks show; they stand still.
+    pub(crate) now_ms: u64,
+    /// What becomes of checkpoints.
+    pub(crate) lost: Lost,
     snapshot_log_bytes: u64,
     next_request: u64,
     starts: u64,
@@ -87,12 +90,12 @@ pub(crate) struct Cluster {
     pub(crate) reads_asked: Vec<ReadId>,
 }
 
-fn disk(disk: &MemDisk) -> Arc<dyn Disk> {
+pub(crate) fn disk(disk: &MemDisk) -> Arc<dyn Disk> {
     Arc::new(disk.clone())
 }
 
-const CLUSTER: [u8; 16] = *b"cluster of tests";
-const STORE: store::Options = store::Options { arena_bytes: 256 << 20, hash_seed: 7 };
+pub(crate) const CLUSTER: [u8; 16] = *b"cluster of tests";
+pub(crate) const STORE: store::Options = store::Options { arena_bytes: 256 << 20, hash_seed: 7 };
 
 impl Cluster {
     pub(crate) fn new(size: usize) -> Cluster {
@@ -111,7 +114,8 @@ impl Cluster {
             cells: cells.collect(),
             isolated: None,
             hung: None,
-            loses_checkpoints: false,
+            now_ms: 1_000_000,
+            lost: Lost::Nothing,
             snapshot_log_bytes,
             next_request: 1,
             starts: 0,
@@ -215,15 +219,6 @@ impl Cluster {
         broke
     }
 
-    /// Damages the newest snapshot of a node that is down.
-    pub(crate) fn damage_newest_snapshot(&mut self, node: usize) {
-        let cell = &self.cells[node];
-        let dir = cell.dir.join("snapshots");
-        let names = cell.disk.list(&dir).unwrap();
-        let newest = names.iter().rfind(|name| name.ends_with(".snap")).unwrap();
-        cell.disk.tamper(&dir.join(newest), |bytes| bytes[100] ^= 1);
-    }
-
     pub(crate) fn hang_disk(&mut self, node: usize) {
         self.hung = Some(node);
     }
@@ -277,7 +272,7 @@ impl Cluster {
         let cell = &mut self.cells[at];
         let Some((node, writer)) = &mut cell.running else { return };
         let mut input = std::mem::take(&mut cell.input);
-        input.now_ms = 1_000_000;
+        input.now_ms = self.now_ms;
         let mut output = Output::default();
         node.step_in(&mut input, &mut output);
         let work = std::mem::take(&mut output.log_work);
@@ -287,17 +282,13 @@ impl Cluster {
         }
         node.step_out(&mut output, &mut cell.answers);
         assert!(output.failure.is_none() && output.contradictions.is_empty());
-        if let Some(job) = output.checkpoint.take().filter(|_| !self.loses_checkpoints) {
-            let dir = node::snapshots_dir(&disk(&cell.disk), &cell.dir);
-            let (compacted, image) = node::run::compact(job, CLUSTER, &Pace::default()).unzip();
-            cell.input.images.push(compacted);
-            let write = |image| node::run::write(image, &dir, &Pace::default(), &mut || ());
-            cell.input.checkpoints.push(image.and_then(write));
-        }
         if let Some(image) = output.catch_up.take() {
             cell.input.images.push(Some(image.run()));
         }
         let term = node.term();
+        if let Some(job) = output.checkpoint.take() {
+            checkpoint(cell, job, self.lost);
+        }
         for to in std::mem::take(&mut output.send_snapshots) {
             self.send_snapshot(at, to, term);
         }
@@ -323,32 +314,6 @@ impl Cluster {
         }
         let decoded = node::decode_message(&bytes.into()).unwrap();
         self.cells[to].input.messages.push(decoded);
-    }
-
-    fn send_snapshot(&mut self, from: usize, to: NodeId, term: raft::Term) {
-        let target = to.0 as usize - 1;
-        let source = &self.cells[from];
-        let dir = node::snapshots_dir(&disk(&source.disk), &source.dir);
-        let (index, path) = dir.list().unwrap().remove(0);
-        let bytes = source.disk.dump(&path).unwrap();
-        let is_cut = self.isolated == Some(from) || self.isolated == Some(target);
-        if is_cut || self.cells[target].running.is_none() {
-            self.cells[from].input.snapshots_sent.push((to, Sent::Lost));
-            return;
-        }
-        let receiver = &self.cells[target];
-        let dir = node::snapshots_dir(&disk(&receiver.disk), &receiver.dir);
-        let mut incoming = store::Incoming::create(&dir).unwrap();
-        incoming.write(&bytes).unwrap();
-        let path = incoming.finish(&CLUSTER).unwrap();
-        let (store, meta) = Store::load(&dir, &path, STORE).unwrap();
-        let membership = proto::decode(&meta.membership, "membership").unwrap();
-        let at = SnapshotAt { index: meta.index, term: meta.term };
-        let from_id = NodeId(from as u64 + 1);
-        let received = ReceivedSnapshot { from: from_id, term, at, membership, store };
-        self.cells[target].input.snapshots_received.push(received);
-        self.cells[from].input.snapshots_sent.push((to, Sent::Arrived(index)));
-        self.snapshots_sent += 1;
     }
 
     fn ask(&mut self, node: usize, body: RequestBody) -> u64 {

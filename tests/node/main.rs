@@ -3,12 +3,14 @@
 
 mod cluster;
 mod restore;
+mod snapshots;
 
 use cluster::{Answer, Cluster};
-use quicraft::proto::client::Refusal;
+use quicraft::proto::client::{Refusal, Status};
 use quicraft::proto::command::{Command, Op, Outcome, SessionId};
 use quicraft::proto::peer::Want;
 use quicraft::raft::{Index, Term};
+use snapshots::Lost;
 
 fn put<'a>(session: SessionId, seq: u64, key: &'a str, value: &'a str) -> Command<'a> {
     let op = Op::Put { key: key.as_bytes(), value: value.as_bytes() };
@@ -267,7 +269,7 @@ fn writes_wait_for_a_checkpoint_that_they_outrun() {
     let mut cluster = Cluster::with_snapshots_every(1, 4 << 20);
     cluster.elect();
     let session = cluster.open_session(0);
-    cluster.loses_checkpoints = true;
+    cluster.lost = Lost::All;
     let value = "v".repeat(1 << 20);
     let mut taken = Vec::new();
     for seq in 1..=400 {
@@ -293,6 +295,52 @@ fn writes_wait_for_a_checkpoint_that_they_outrun() {
     let delete = Op::Delete { key: b"k" };
     let delete = Command::Write { session, seq: 401, answered_below: 1, op: delete };
     assert!(matches!(cluster.write(0, &delete), Outcome::Written { existed: true, .. }));
+}
+
+/// Memory is given back as soon as the image is there; the log is not, before the file is.
+#[test]
+fn a_store_goes_on_in_an_image_whose_file_is_never_written_and_nothing_is_lost() {
+    let mut cluster = Cluster::with_snapshots_every(1, 100_000);
+    cluster.elect();
+    let session = cluster.open_session(0);
+    let value_of = |seq: u64| format!("{seq:0500}");
+    let mut seq = 0;
+    // Whether the store has become smaller.
+    let mut write = |cluster: &mut Cluster| {
+        seq += 1;
+        // History is given up once in a while.
+        cluster.now_ms += 20;
+        let before = cluster.status(0).store_bytes;
+        let (key, value) = (format!("key{}", seq % 100), value_of(seq));
+        let op = Op::Put { key: key.as_bytes(), value: value.as_bytes() };
+        let command = Command::Write { session, seq, answered_below: seq, op };
+        assert!(matches!(cluster.write(0, &command), Outcome::Written { .. }));
+        cluster.status(0).store_bytes < before
+    };
+    assert!((0..5000).any(|_| write(&mut cluster)));
+    cluster.lost = Lost::Files;
+    let newest = cluster.status(0).snapshot_index;
+    assert!(newest > 0);
+    assert!((0..5000).any(|_| write(&mut cluster)));
+    // No other checkpoint begins before this one has ended.
+    for _ in 0..3000 {
+        assert!(!write(&mut cluster));
+    }
+    let Status { snapshot_index, keys, .. } = cluster.status(0);
+    assert_eq!((snapshot_index, keys), (newest, 100));
+    cluster.crash(0);
+    cluster.lost = Lost::Nothing;
+    cluster.start(0);
+    cluster.elect();
+    for last in seq - 99..=seq {
+        let found = cluster.get(0, &format!("key{}", last % 100));
+        assert!(found == Answer::Value(value_of(last).into()), "write {last} of {seq}");
+    }
+    let session = cluster.open_session(0);
+    for seq in 1..=1000 {
+        cluster.write(0, &put(session, seq, "key", &value_of(seq)));
+    }
+    assert!(cluster.status(0).snapshot_index > newest);
 }
 
 #[test]
