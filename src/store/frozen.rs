@@ -88,7 +88,10 @@ impl Frozen {
         }
         // SAFETY: as above.
         unsafe { self.arena.copy(from..units.end, to) };
-        *words = words.split_off(&units.end);
+        // One by one: to split the map would be to count what stays.
+        while words.first_key_value().is_some_and(|(&unit, _)| unit < units.end) {
+            words.pop_first();
+        }
         self.kept.read.store(units.end, Ordering::Release);
     }
 }
