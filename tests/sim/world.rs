@@ -213,8 +213,7 @@ impl World {
         running.node.step_out(&mut output, &mut answers);
         let checkpoint = output.checkpoint.take();
         let has_checkpoint = checkpoint.is_some();
-        let caught_up = output.catch_up.take().map(|image| Some(image.run()));
-        running.input.images.extend(caught_up);
+        running.input.images.extend(output.catch_up.take().map(|image| Some(image.run())));
         running.spare = output.unread.pop().or(running.spare.take());
         if has_checkpoint {
             running.checkpoint = checkpoint;
