@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use harness::Cluster;
 use hdrhistogram::Histogram;
 use quicraft::disk::OsDisk;
-use quicraft::raft::{EntryKind, Index, NodeId, Term};
+use quicraft::raft::{DataId, EntryKind, Index, NodeId, Term};
 use quicraft::wal::{self, BatchBuilder, Identity, LogIo, Opened, Opening, Options};
 
-const OWNER: Identity = Identity { cluster: [1; 16], node: NodeId(1) };
+const OWNER: Identity = Identity { cluster: [1; 16], node: NodeId(1), data: DataId(1) };
 const BODY_BYTES: usize = 1024;
 /// Appends between two changes of the way.
 const LOT: usize = 100;

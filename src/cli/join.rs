@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use crate::client::{Client, Error as ClientError, Manage, Options};
-use crate::server::{self, Asked, Settings};
+use crate::server::{self, Admitted, Asked, Known, Settings};
 
 /// Why the node is no member.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +50,9 @@ pub(super) async fn join(
         }
     }
     let give_up = Instant::now() + PATIENCE;
-    let id = ask_until(options(settings, endpoints), &ask, Some(give_up)).await?;
-    server::init_joined(settings, id)?;
+    let admitted = ask_until(options(settings, endpoints), &ask, Some(give_up)).await?;
+    let id = admitted.id;
+    server::init_joined(settings, admitted)?;
     info!("joined the cluster as member {id}");
     Ok(())
 }
@@ -82,17 +83,23 @@ async fn ask_until(
     options: Options,
     question: &Manage,
     give_up: Option<Instant>,
-) -> Result<u64, ClientError> {
+) -> Result<Admitted, ClientError> {
     let mut reported = None;
     loop {
         let asked = async {
             let client = Client::connect(options.clone()).await?;
             let answer = client.manage(question).await;
+            let members = client.members().into_iter().map(|member| Known {
+                name: member.name,
+                peer: member.peer_address,
+                client: member.client_address,
+            });
+            let members = members.collect();
             client.close().await;
-            answer
+            answer.map(|id| Admitted { id, members })
         };
         match asked.await {
-            Ok(id) => return Ok(id),
+            Ok(admitted) => return Ok(admitted),
             Err(error) if is_final(&error) || give_up.is_some_and(|at| Instant::now() >= at) => {
                 return Err(error);
             }

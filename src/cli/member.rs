@@ -79,7 +79,7 @@ pub(super) async fn run(
                 name: add.name.clone(),
                 peer_address: add.peer.clone(),
                 client_address,
-                ticket: 0,
+                data: 0,
                 stays: add.learner,
                 rejoins: false,
             };

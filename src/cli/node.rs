@@ -197,7 +197,9 @@ impl Error {
                 server::Error::Log(wal::Error::Disk(_))
                 | server::Error::Data(node::Error::Log(wal::Error::Disk(_))),
             ) => ExitCode::from(EXIT_DISK),
-            Error::Server(server::Error::Diverged { .. }) => ExitCode::from(EXIT_DIVERGED),
+            Error::Server(server::Error::Diverged { .. } | server::Error::Contradicted { .. }) => {
+                ExitCode::from(EXIT_DIVERGED)
+            }
             _ => ExitCode::FAILURE,
         }
     }

@@ -219,9 +219,10 @@ impl Node {
 
     /// A snapshot came from a leader; the core decides whether it replaces what is here.
     pub(super) fn on_snapshot_received(&mut self, received: ReceivedSnapshot, output: &mut Output) {
-        let ReceivedSnapshot { from, term, at, membership, store } = received;
+        let ReceivedSnapshot { from, data, term, at, membership, store } = received;
         let event = Event::SnapshotReceived {
             from,
+            data,
             term,
             index: at.index,
             index_term: at.term,

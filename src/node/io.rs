@@ -7,7 +7,9 @@ use bytes::Bytes;
 use super::agreement::Divergence;
 use crate::proto::client::{Consistency, Manage, Reply};
 use crate::proto::peer::StateHash;
-use crate::raft::{Contact, Index, Membership, Message, NodeId, RoleKind, Term};
+use crate::raft::{
+    Contact, DataId, Index, Membership, MembershipAt, Message, NodeId, RoleKind, Term,
+};
 use crate::store::{CatchUp, Checkpoint, Compacted, Reader, Store, Unread};
 use crate::wal::{Batch, Ordinal, Persisted, Record};
 
@@ -33,6 +35,10 @@ pub struct Input {
     pub state_hashes: Vec<(NodeId, StateHash)>,
     /// Peers that said how they are reached.
     pub announced: Vec<(NodeId, Contact)>,
+    /// Peers that were reached, and at which address.
+    pub reached: Vec<(NodeId, String)>,
+    /// Newer members than this log may have, as nodes say that were asked for them.
+    pub vouched: Vec<MembershipAt>,
     /// Peers whose connection broke.
     pub unreachable: Vec<NodeId>,
     /// Images that checkpoints made, or brought up to date, for the store to go on in; `None` if one could not be made.
@@ -127,6 +133,8 @@ pub struct SnapshotAt {
 pub struct ReceivedSnapshot {
     /// Who sent it.
     pub from: NodeId,
+    /// The sender's data directory.
+    pub data: DataId,
     /// The sender's term.
     pub term: Term,
     /// What it covers.

@@ -1,16 +1,32 @@
 //! Who the members are and how they are reached, for clients and links; and changes that clients ask for.
 //!
-//! A member is reached where it said itself on its own connection, else where this node's configuration
-//! says, else where the log says.
+//! A member is dialled where this node's configuration says, then where the member said itself on its own connection, then
+//! where the log says. The certificate decides who answers, and what a member said of itself is forgotten when it was
+//! reached elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::requests::What;
 use super::{Node, Output, Replies, ReplyTo};
 use crate::proto::client::{Manage, MemberInfo, MemberKind, Refusal, Reply};
 use crate::raft::{
-    Change, ChangeRefused, Contact, Event, Index, MEMBERS_MAX, Membership, NodeId, RoleKind,
+    Change, ChangeRefused, Contact, DataId, Event, Index, Membership, NodeId, RoleKind,
 };
+
+/// A member as this node dials it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name, which its certificate must show.
+    pub name: String,
+    /// The data directory that acts for it; none while the cluster is being founded, and for one that has not joined.
+    pub data: Option<DataId>,
+    /// `host:port`, the best guess first.
+    pub addresses: Vec<String>,
+}
+
+/// What [`Node::members_version`] gives: changes of the membership, where it is committed and vouched for, changes of
+/// addresses.
+pub type MembersVersion = ((u64, Index, Index), u64);
 
 /// A change that waits until it is done.
 #[derive(Debug)]
@@ -40,24 +56,65 @@ impl Goal {
 
 impl Node {
     /// Counts up whenever [`Node::peers`] or what is committed of them changes.
-    pub fn members_version(&self) -> (u64, Index, u64) {
-        let (changes, committed) = self.raft.membership_version();
-        (changes, committed, self.announcements)
+    pub fn members_version(&self) -> MembersVersion {
+        (self.raft.membership_version(), self.announcements)
     }
 
-    /// Everybody who takes part or may do so as far as this log goes: who spoke to this node and is newer than its log
-    /// is needed to bring it up to date.
-    pub fn peers(&self) -> BTreeMap<NodeId, Contact> {
-        let membership = self.raft.membership();
-        let newer = self.about.contacts.keys().copied().filter(|id| id.0 > membership.last_id);
-        let all = membership.members().into_iter().chain(newer);
-        let others = all.filter(|&id| id != self.raft.id());
-        others.filter_map(|id| Some((id, self.contact(id)?.clone()))).collect()
+    /// All other members, also those that a newer membership than this log's has, and how they are dialled.
+    pub fn peers(&self) -> BTreeMap<NodeId, Peer> {
+        let roster = self.raft.roster();
+        let known = [Some(roster.latest), Some(roster.committed), roster.vouched];
+        let ids: BTreeSet<NodeId> =
+            known.into_iter().flatten().flat_map(Membership::members).collect();
+        let others = ids.into_iter().filter(|&id| id != self.raft.id());
+        others.filter_map(|id| Some((id, self.peer(id)?))).collect()
     }
 
-    /// How a node is reached, as far as this one knows.
+    fn peer(&self, id: NodeId) -> Option<Peer> {
+        let membership = self.raft.roster().membership_of(id)?;
+        let name = membership.name_of(id)?;
+        let configured = self.about.configured.get(name);
+        let known = [configured, self.announced.get(&id), membership.contacts.get(&id)];
+        let mut addresses = Vec::new();
+        for contact in known.into_iter().flatten() {
+            if !addresses.contains(&contact.peer_address) {
+                addresses.push(contact.peer_address.clone());
+            }
+        }
+        let data = membership.data.get(&id).copied();
+        Some(Peer { name: name.to_owned(), data, addresses })
+    }
+
+    /// What clients and the log are told of how a member is reached.
     pub fn contact(&self, id: NodeId) -> Option<&Contact> {
-        self.about.contacts.get(&id).or_else(|| self.raft.membership().contacts.get(&id))
+        let membership = self.raft.roster().membership_of(id)?;
+        let configured = || self.about.configured.get(membership.name_of(id)?);
+        let announced = self.announced.get(&id);
+        announced.or_else(configured).or_else(|| membership.contacts.get(&id))
+    }
+
+    /// A node's name for people.
+    pub fn name_of(&self, id: NodeId) -> String {
+        let membership = self.raft.roster().membership_of(id);
+        let name = membership.and_then(|membership| membership.name_of(id));
+        name.map_or_else(|| id.to_string(), str::to_owned)
+    }
+
+    /// Whom to ask for the members if this node hears no leader: those that the operator named, and the members that this
+    /// log names, each at the addresses that are known of it.
+    pub fn acquaintances(&self) -> BTreeMap<String, Vec<String>> {
+        let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let configured = self.about.configured.iter();
+        for (name, contact) in configured.filter(|(name, _)| **name != self.about.name) {
+            known.entry(name.clone()).or_default().push(contact.peer_address.clone());
+        }
+        for Peer { name, addresses, .. } in self.peers().into_values() {
+            let all = known.entry(name).or_default();
+            let new = addresses.into_iter().filter(|address| !all.contains(address));
+            let new: Vec<String> = new.collect();
+            all.extend(new);
+        }
+        known
     }
 
     /// The members as clients see them.
@@ -73,22 +130,27 @@ impl Node {
             }
         };
         let info = |id: NodeId| {
-            let Contact { name, peer_address, client_address, .. } = self.contact(id)?.clone();
+            let Contact { name, peer_address, client_address } = self.contact(id)?.clone();
             Some(MemberInfo { id: id.0, name, client_address, peer_address, kind: kind(id) })
         };
         membership.members().into_iter().filter_map(info).collect()
     }
 
-    /// A peer said where it is reached now.
-    pub(super) fn on_announced(&mut self, id: NodeId, announced: Contact) {
-        let ticket = self.contact(id).map_or(0, |known| known.ticket);
-        let announced = Contact { ticket, ..announced };
-        let contacts = &mut self.about.contacts;
-        let membership = self.raft.membership();
-        contacts.retain(|&id, _| !membership.is_removed(id));
-        let is_news = contacts.get(&id) != Some(&announced);
-        if is_news && !membership.is_removed(id) && contacts.len() < 2 * MEMBERS_MAX {
-            contacts.insert(id, announced);
+    /// A member said where it is reached now.
+    pub(super) fn on_announced(&mut self, id: NodeId, contact: Contact) {
+        let roster = self.raft.roster();
+        self.announced.retain(|&id, _| roster.membership_of(id).is_some());
+        let is_member = roster.membership_of(id).is_some();
+        if is_member && self.announced.get(&id) != Some(&contact) {
+            self.announced.insert(id, contact);
+            self.announcements += 1;
+        }
+    }
+
+    /// A member was reached: at another address than it said, then what it said is not true.
+    pub(super) fn on_reached(&mut self, id: NodeId, address: &str) {
+        if self.announced.get(&id).is_some_and(|said| said.peer_address != address) {
+            self.announced.remove(&id);
             self.announcements += 1;
         }
     }
@@ -101,9 +163,10 @@ impl Node {
             return;
         }
         let (change, goal) = match manage {
-            Manage::Add { name, peer_address, client_address, ticket, stays, rejoins } => {
-                let contact = Contact { name, peer_address, client_address, ticket };
-                (Change::Add { contact, stays, rejoins }, Goal::Member)
+            Manage::Add { name, peer_address, client_address, data, stays, rejoins } => {
+                let contact = Contact { name, peer_address, client_address };
+                let data = DataId(data);
+                (Change::Add { contact, data, stays, rejoins }, Goal::Member)
             }
             Manage::Promote { id } => (Change::Promote(NodeId(id)), Goal::Voter),
             Manage::Remove { id } => (Change::Remove(NodeId(id)), Goal::Gone),
@@ -119,7 +182,8 @@ impl Node {
             self.answer_later(reply_to, What::Managed(id));
             return;
         }
-        let contacts: BTreeMap<NodeId, Contact> = self.about.contacts.clone();
+        let members = self.raft.membership().members().into_iter();
+        let contacts = members.filter_map(|id| Some((id, self.contact(id)?.clone()))).collect();
         let effects = self.step(Event::ChangeMembers { change, contacts }, None, output);
         match effects.change.expect("a change is answered in its own step") {
             Ok(id) => self.changes.push(WaitingChange { reply_to, id, goal }),
@@ -140,9 +204,7 @@ impl Node {
 
     /// The reason, with the names that people know.
     fn explain(&self, refused: &ChangeRefused) -> String {
-        let name = |id: NodeId| {
-            self.contact(id).map_or_else(|| id.to_string(), |contact| contact.name.clone())
-        };
+        let name = |id: NodeId| self.name_of(id);
         let about = match *refused {
             ChangeRefused::IsVoter(id) | ChangeRefused::LastVoter(id) => Some(id),
             ChangeRefused::Behind { id, .. } | ChangeRefused::AddressTaken { id, .. } => Some(id),

@@ -16,6 +16,7 @@
 
 mod agreement;
 mod apply;
+mod book;
 mod create;
 mod io;
 mod members;
@@ -30,12 +31,14 @@ mod wire;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use agreement::Divergence;
-pub use create::{init, init_learner, restore};
+pub use book::{Book, Stranger};
+pub use create::{init, init_learner, is_unseated, restore};
 pub use io::{
     CheckpointJob, Forward, Input, Output, ReceivedSnapshot, Replies, ReplyTo, Request,
     RequestBody, Sent, SnapshotAt,
 };
-pub use open::{Error, OpenOptions, Opened, Opening, holds_data, open, snapshots_dir};
+pub use members::{MembersVersion, Peer};
+pub use open::{Error, OpenOptions, Opened, Opening, data_id, holds_data, open, snapshots_dir};
 pub use repair::{Outcome, Repair};
 pub use wire::{check_membership, decode_message};
 
@@ -56,8 +59,8 @@ pub struct About {
     pub name: String,
     /// The cluster's name.
     pub cluster: String,
-    /// How members are reached that the log does not know, and those that are reached elsewhere now.
-    pub contacts: BTreeMap<NodeId, Contact>,
+    /// How nodes are reached as far as the configuration says, by name.
+    pub configured: BTreeMap<String, Contact>,
     /// Longest value that clients may write.
     pub value_bytes_max: usize,
     /// Bytes of the store above which growth is refused.
@@ -96,7 +99,9 @@ pub struct Node {
     ready: Vec<(Index, Vec<WaitingRead>)>,
     /// Changes of the membership that are not yet done.
     changes: Vec<WaitingChange>,
-    /// How often a peer said something new of where it is reached.
+    /// Where members said on their own connections that they are reached.
+    announced: BTreeMap<NodeId, Contact>,
+    /// How often that changed.
     announcements: u64,
     snapshots: Snapshots,
     agreement: Agreement,
@@ -155,6 +160,12 @@ impl Node {
         }
         for (id, contact) in input.announced.drain(..) {
             self.on_announced(id, contact);
+        }
+        for (id, address) in input.reached.drain(..) {
+            self.on_reached(id, &address);
+        }
+        for members in input.vouched.drain(..) {
+            self.step(Event::Vouched(members), None, output);
         }
         for peer in input.unreachable.drain(..) {
             self.step(Event::Unreachable(peer), None, output);

@@ -19,8 +19,8 @@ use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
 use crate::raft::{
-    Config, EntryKind, EntryMeta, Index, Membership, MembershipAt, Payload, Raft, ReadId, Restored,
-    Term,
+    Config, DataId, EntryKind, EntryMeta, Index, Membership, MembershipAt, NodeId, Payload, Raft,
+    ReadId, Restored, Term,
 };
 use crate::store::snapshot::{self, SnapshotMeta};
 use crate::store::{self, Store};
@@ -37,9 +37,9 @@ pub enum Error {
     Snapshot(#[from] store::Error),
     /// The directory holds no node.
     #[error(
-        "{0} holds no data: for the first start of a new cluster run `quicraft node --init`; a node \
-         that has lost its data must not come back under its old name, since it has forgotten what \
-         it voted for and confirmed"
+        "{0} holds no data: if this node has lost its data, start it with `quicraft node --rejoin`, so that a new member \
+         takes its place, since it has forgotten what it voted for and confirmed; only for the first start of a new \
+         cluster run `quicraft node --init`"
     )]
     Empty(PathBuf),
     /// The directory holds a node already.
@@ -93,7 +93,7 @@ pub struct OpenOptions {
     pub dir: PathBuf,
     /// Where files are.
     pub disk: Arc<dyn Disk>,
-    /// Whose data it is.
+    /// Whose data it is. The number of the data directory is that of a new one; a directory that is there has its own.
     pub identity: wal::Identity,
     /// How the log is kept.
     pub log: wal::Options,
@@ -103,6 +103,8 @@ pub struct OpenOptions {
     pub raft: Config,
     /// What clients are told, and limits.
     pub about: About,
+    /// The first members by the ids that the configuration gives them, for a node that cannot read its own log.
+    pub founders: BTreeMap<NodeId, String>,
     /// Whether there are other nodes, from which a damaged log can be mended.
     pub has_others: bool,
 }
@@ -129,10 +131,12 @@ pub struct Opened {
 ///
 /// # Errors
 /// [`Error`] says what is wrong and what to do; nothing is changed then.
-pub fn open(options: OpenOptions) -> Result<Opening, Error> {
+pub fn open(mut options: OpenOptions) -> Result<Opening, Error> {
     if !holds_data(&*options.disk, &options.dir) {
         return Err(Error::Empty(options.dir));
     }
+    options.identity = identity(&options)?;
+    options.raft.data = options.identity.data;
     let snapshots = match snapshots_dir(&options.disk, &options.dir).list() {
         Err(store::Error::Disk(error)) if error.is_not_found() => Vec::new(),
         listed => listed?,
@@ -144,7 +148,7 @@ pub fn open(options: OpenOptions) -> Result<Opening, Error> {
 /// The same, when the newest snapshot says that it covers this index: if it is damaged, all of the log is needed.
 fn open_above(options: OpenOptions, covered: Index) -> Result<Opening, Error> {
     let snapshots = snapshots_dir(&options.disk, &options.dir);
-    match open_log(&options, covered)? {
+    match open_log(&options, options.identity, covered)? {
         wal::Opening::Damaged(damaged) => repair::begin(*damaged, options, Vec::new()),
         wal::Opening::Whole(opened) if is_blank(&opened.recovered) => {
             Err(Error::Empty(options.dir))
@@ -253,6 +257,7 @@ fn ready(
         reads: BTreeMap::new(),
         ready: Vec::new(),
         changes: Vec::new(),
+        announced: BTreeMap::new(),
         announcements: 0,
         snapshots,
         agreement: Agreement::default(),
@@ -272,6 +277,14 @@ fn check_terms(dir: &Path, term: Term, entries: &[wal::EntryMeta]) -> Result<(),
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// The number of the data directory, which it got when it was made.
+///
+/// # Errors
+/// What the disk says.
+pub fn data_id(options: &OpenOptions) -> Result<DataId, Error> {
+    Ok(identity(options)?.data)
 }
 
 /// Where the snapshots of a data directory are.
@@ -299,9 +312,26 @@ pub(super) fn is_blank(recovered: &wal::Recovered) -> bool {
     recovered.entries.is_empty() && recovered.base.0 == Index(0) && !has_term
 }
 
-pub(super) fn open_log(options: &OpenOptions, covered: Index) -> Result<wal::Opening, Error> {
+pub(super) fn open_log(
+    options: &OpenOptions,
+    identity: wal::Identity,
+    covered: Index,
+) -> Result<wal::Opening, Error> {
     let dir = options.dir.join("wal");
-    Ok(wal::open_above(Arc::clone(&options.disk), &dir, options.identity, options.log, covered)?)
+    Ok(wal::open_above(Arc::clone(&options.disk), &dir, identity, options.log, covered)?)
+}
+
+/// Whose data it is, with the number that was drawn when the directory was made; a new directory gets the one that is
+/// offered.
+pub(super) fn identity(options: &OpenOptions) -> Result<wal::Identity, Error> {
+    let found = match wal::identity(&*options.disk, &options.dir.join("wal")) {
+        Err(wal::Error::Empty(_)) => None,
+        Err(wal::Error::Disk(error)) if error.is_not_found() => None,
+        found => Some(found?),
+    };
+    // What else the directory says of its owner is checked when the log is opened.
+    let data = found.map_or(options.identity.data, |found| found.data);
+    Ok(wal::Identity { data, ..options.identity })
 }
 
 pub(super) fn snapshot_membership(

@@ -12,11 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::open::{covered, snapshot_membership};
-use super::{Error, OpenOptions, Opening, open, snapshots_dir};
+use super::{Book, Error, OpenOptions, Opening, Peer, open, snapshots_dir};
 use crate::proto::PROTOCOL_VERSION;
 use crate::proto::client::{HelloReply, MemberInfo, MemberKind, RoleName, Status};
 use crate::proto::peer::{FETCH_BYTES_MAX, Want};
-use crate::raft::{Contact, Membership, NodeId};
+use crate::raft::{Contact, Founding, Membership, NodeId};
 use crate::wal::{Batch, Damaged};
 
 /// A node in repair; nothing on its disk was changed.
@@ -26,9 +26,9 @@ pub struct Repair {
     log: Option<Damaged>,
     /// Why it cannot be mended, if that is known already.
     lost: Option<String>,
-    /// How this node is reached, if it knows.
-    own: Option<Contact>,
-    /// How the others are reached.
+    /// Who takes part, as far as the newest snapshot tells it, or else the configuration.
+    membership: Membership,
+    /// How the members are reached.
     contacts: BTreeMap<NodeId, Contact>,
     /// Who answered that it does not have what is wanted now.
     lacking: BTreeSet<NodeId>,
@@ -99,15 +99,22 @@ impl Repair {
         lost: Option<String>,
         membership: &Membership,
     ) -> Repair {
-        let mut contacts = membership.contacts.clone();
-        contacts.extend(options.about.contacts.clone());
-        let own = contacts.remove(&options.raft.id);
+        let membership = match membership.members().is_empty() {
+            // Nobody's data directory is known here: only who they are.
+            true => Membership::founded_with(Founding::of(options.founders.clone())),
+            false => membership.clone(),
+        };
+        let contact = |id: NodeId| {
+            let configured = options.about.configured.get(membership.name_of(id)?);
+            Some((id, configured.or_else(|| membership.contacts.get(&id))?.clone()))
+        };
+        let contacts = membership.members().into_iter().filter_map(contact).collect();
         let asked = options.raft.id;
         Repair {
             options,
             log,
             lost,
-            own,
+            membership,
             contacts,
             lacking: BTreeSet::new(),
             tried: BTreeSet::new(),
@@ -128,8 +135,24 @@ impl Repair {
     }
 
     /// The other nodes that are known here.
-    pub fn contacts(&self) -> &BTreeMap<NodeId, Contact> {
-        &self.contacts
+    pub fn others(&self) -> impl Iterator<Item = (NodeId, &Contact)> {
+        let own = self.id();
+        self.contacts.iter().map(|(&id, contact)| (id, contact)).filter(move |&(id, _)| id != own)
+    }
+
+    /// The same, as they are dialled.
+    pub fn peers(&self) -> BTreeMap<NodeId, Peer> {
+        let peer = |(id, contact): (NodeId, &Contact)| {
+            let data = self.membership.data.get(&id).copied();
+            let (name, addresses) = (contact.name.clone(), vec![contact.peer_address.clone()]);
+            (id, Peer { name, data, addresses })
+        };
+        self.others().map(peer).collect()
+    }
+
+    /// Who may speak to it.
+    pub fn book(&self) -> Book {
+        Book::of_members(self.id(), self.options.identity.data, &self.membership)
     }
 
     /// What is wrong, for people.
@@ -147,10 +170,10 @@ impl Repair {
     /// Whether a majority does not have what is wanted, and nobody is left to be asked: those that do not answer may be
     /// gone for ever. A majority that goes on without this node has all that was committed.
     fn is_given_up(&self) -> bool {
-        let members = self.contacts.len() + 1;
-        let majority = members / 2 + 1;
-        self.lacking.len() >= majority.min(self.contacts.len())
-            && self.contacts.keys().all(|id| self.tried.contains(id))
+        let others = self.others().count();
+        let majority = (others + 1) / 2 + 1;
+        self.lacking.len() >= majority.min(others)
+            && self.others().all(|(id, _)| self.tried.contains(&id))
     }
 
     /// How it stands.
@@ -176,10 +199,10 @@ impl Repair {
             return None;
         }
         let gap = *self.log.as_ref()?.wanted().first()?;
-        if self.contacts.contains_key(&self.asked) {
+        if self.asked != self.id() {
             self.tried.insert(self.asked);
         }
-        let others = || self.contacts.keys().copied().filter(|id| !self.lacking.contains(id));
+        let others = || self.others().map(|(id, _)| id).filter(|id| !self.lacking.contains(id));
         let next = others().find(|id| *id > self.asked).or_else(|| others().next())?;
         self.asked = next;
         Some((next, Want { first: gap.first, last: gap.last, anchor: gap.anchor }))
@@ -252,16 +275,14 @@ impl Repair {
     /// What clients are told of the cluster: whom to ask instead.
     pub fn hello(&self) -> HelloReply {
         let member = |(id, contact): (&NodeId, &Contact)| {
-            let Contact { name, peer_address, client_address, .. } = contact.clone();
+            let Contact { name, peer_address, client_address } = contact.clone();
             MemberInfo { id: id.0, name, client_address, peer_address, kind: MemberKind::Voter }
         };
-        let id = self.id();
-        let own = self.own.iter().map(|contact| (&id, contact));
         HelloReply {
             version: PROTOCOL_VERSION,
             node_id: self.id().0,
             leader: None,
-            members: own.chain(&self.contacts).map(member).collect(),
+            members: self.contacts.iter().map(member).collect(),
             value_bytes_max: self.options.about.value_bytes_max as u64,
         }
     }

@@ -122,8 +122,8 @@ pub enum Manage {
         peer_address: String,
         /// `host:port` for clients.
         client_address: String,
-        /// Drawn once by the joining node, so that it can ask again; 0 to announce a node that will join.
-        ticket: u64,
+        /// The number of the joining node's data directory, so that it can ask again; 0 to announce a node that will join.
+        data: u64,
         /// It is only promoted when somebody asks for it.
         stays: bool,
         /// It takes the place of the member of this name, which has lost its data.

@@ -60,6 +60,10 @@ pub enum FrameKind {
     SnapshotWanted = 24,
     /// [`super::peer::StateHash`].
     StateHash = 25,
+    /// Empty body, alone on its stream: who are the members? Answered by a [`FrameKind::Members`].
+    AskMembers = 26,
+    /// [`crate::raft::MembershipAt`].
+    Members = 27,
 }
 
 impl FrameKind {
@@ -84,6 +88,8 @@ impl FrameKind {
             23 => FrameKind::Fetched,
             24 => FrameKind::SnapshotWanted,
             25 => FrameKind::StateHash,
+            26 => FrameKind::AskMembers,
+            27 => FrameKind::Members,
             _ => return None,
         })
     }

@@ -10,21 +10,29 @@
 //! - A `StateHash` frame with a [`StateHash`] goes to every other node now and then.
 //! - A write that a client gave to a node which does not lead goes to the leader on a bidirectional stream of
 //!   its own: one `Forward` frame with a [`Forward`], answered by the `Reply` frame that the client gets.
+//! - A node that hears no leader asks for the members, whom its log may not know, on a bidirectional stream of its own: one
+//!   empty `AskMembers` frame, answered by one `Members` frame with a [`crate::raft::MembershipAt`], which is committed.
 //! - A node whose log is damaged asks for what it lacks on a bidirectional stream of its own: one `Fetch` frame with a
 //!   [`Want`], answered by one `Fetched` frame with a [`Fetched`].
 
 use serde::{Deserialize, Serialize};
 
 use super::Malformed;
-use crate::raft::{Index, Message, NodeId, Term};
+use crate::raft::{DataId, Founding, Index, Message, NodeId, Term};
 
 /// Who speaks on a connection between nodes, and to whom; the name is in the certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerHello {
     /// The node that speaks.
     pub from: NodeId,
-    /// The node that it wants to speak to.
+    /// Its data directory.
+    pub data: DataId,
+    /// The node that it wants to speak to; 0 for any node of the certificate's name, to ask it for the members.
     pub to: NodeId,
+    /// The data directory of that node, if it is known.
+    pub to_data: Option<DataId>,
+    /// What the cluster was founded with, if the speaker's log says so.
+    pub founding: Option<Founding>,
     /// `host:port` where other nodes reach it.
     pub peer_address: String,
     /// `host:port` where clients reach it.
@@ -102,6 +110,9 @@ pub enum Fetched<'a> {
     /// Not here: this log does not have the anchor, or not these entries any more.
     Lack,
 }
+
+/// Bytes of a `Members` frame: far more than all members and all names of removed ones take.
+pub const MEMBERS_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of entries in a [`Fetched`], but for one longer entry.
 pub const FETCH_BYTES_MAX: usize = 1 << 20;

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::effects::Write;
 use super::progress::Progress;
 use super::state::Role;
-use super::{Body, Change, ChangeRefused, Contact, EntryMeta, Membership, NodeId, Payload, Raft};
+use super::{
+    Body, Change, ChangeRefused, Contact, EntryMeta, Index, Membership, NodeId, Payload, Raft,
+};
 
 impl Raft {
     /// Begins a change, if nothing speaks against it.
@@ -92,6 +94,13 @@ impl Raft {
     }
 
     fn append_membership(&mut self, membership: Membership) {
+        self.append_membership_entry(membership);
+        self.follow_membership();
+        self.replicate_to_all();
+    }
+
+    /// The entry alone.
+    pub(super) fn append_membership_entry(&mut self, membership: Membership) -> Index {
         assert!(membership.is_sane(), "{membership:?}");
         let (term, body) = (self.hard.term, membership.encode());
         let bytes = u32::try_from(body.len()).expect("a few dozen members fit into 4 GiB");
@@ -99,8 +108,7 @@ impl Raft {
         let index = self.log.append(meta);
         let id = self.durability.on_append(index);
         self.effects.writes.push((id, Write::Membership { index, term, body }));
-        self.follow_membership();
-        self.replicate_to_all();
+        index
     }
 
     /// The leader sends to exactly those who take part.

@@ -1,5 +1,7 @@
 //! What follows from events: everything that the shell must do, in the order in which to do it.
 
+use serde::{Deserialize, Serialize};
+
 use super::{ChangeRefused, HardState, RoleKind};
 use super::{Index, Membership, Message, NodeId, ReadId, Term, WriteId};
 
@@ -88,7 +90,7 @@ pub enum Refused {
 }
 
 /// The membership in force and where it came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembershipAt {
     /// The entry that set it.
     pub index: Index,

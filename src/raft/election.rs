@@ -7,7 +7,7 @@ use super::lease::Lease;
 use super::progress::Progress;
 use super::read::Reads;
 use super::state::{Candidate, Leader, Role, Transfer};
-use super::{Body, EntryMeta, Message, NodeId, Payload, Raft, Term};
+use super::{Body, DataId, EntryMeta, Index, Message, NodeId, Payload, Raft, Term};
 
 impl Raft {
     /// Whether a leader was heard so lately that nobody should run (thesis 4.2.3, 6.2).
@@ -36,7 +36,7 @@ impl Raft {
         let committed = &self.log.membership_at(self.hard.commit_index).membership;
         let own = self.config.id;
         let may_run = self.log.membership().is_voter(own) || committed.is_voter(own);
-        if self.election_elapsed < self.election_timeout || !may_run {
+        if self.election_elapsed < self.election_timeout || !may_run || self.is_unseated() {
             return;
         }
         if self.durability.is_hung(self.config.election_ticks) {
@@ -60,7 +60,7 @@ impl Raft {
         let term = if pre { self.hard.term.next() } else { self.hard.term };
         self.change_role(Role::Candidate(Candidate {
             pre,
-            granted: BTreeSet::new(),
+            granted: BTreeMap::new(),
             refused: BTreeSet::new(),
         }));
         let body = Body::RequestVote {
@@ -81,7 +81,7 @@ impl Raft {
         if let Role::Candidate(candidate) = &self.role
             && (candidate.pre || durable)
         {
-            self.on_vote(self.config.id, true);
+            self.on_vote(self.config.id, self.config.data, true);
         }
     }
 
@@ -97,7 +97,10 @@ impl Raft {
             self.send_with_term(message.from, term, Body::VoteReply { pre, granted });
             return;
         }
-        let free = self.hard.voted_for.is_none_or(|voted| voted == message.from);
+        // Until the cluster is founded a vote is given once: nobody can tell yet whether who asks again is the same, or
+        // has lost its data since.
+        let may_repeat = !self.log.membership().is_founding();
+        let free = self.hard.voted_for.is_none_or(|voted| may_repeat && voted == message.from);
         let granted = message.term == self.hard.term && free && up_to_date;
         if granted && self.hard.voted_for.is_none() {
             self.hard.voted_for = Some(message.from);
@@ -119,20 +122,20 @@ impl Raft {
         let asked = if candidate.pre { self.hard.term.next() } else { self.hard.term };
         let is_answer = candidate.pre == pre && (message.term == asked || !granted);
         if is_answer {
-            self.on_vote(message.from, granted);
+            self.on_vote(message.from, message.data, granted);
         }
     }
 
-    fn on_vote(&mut self, from: NodeId, granted: bool) {
+    fn on_vote(&mut self, from: NodeId, data: DataId, granted: bool) {
         let Role::Candidate(candidate) = &mut self.role else { return };
         let pre = candidate.pre;
         if granted {
-            candidate.granted.insert(from);
+            candidate.granted.insert(from, data);
         } else {
             candidate.refused.insert(from);
         }
         let membership = self.log.membership();
-        if membership.has_quorum(&candidate.granted) {
+        if membership.has_quorum(&candidate.granted.keys().copied().collect()) {
             if pre { self.campaign(false, false) } else { self.become_leader() }
         } else if membership.is_lost(&candidate.refused) {
             self.become_follower(self.hard.term, None);
@@ -143,10 +146,7 @@ impl Raft {
         let next = self.log.last_index().next();
         let peers: BTreeMap<NodeId, Progress> =
             self.peers().into_iter().map(|peer| (peer, Progress::new(next))).collect();
-        let meta = EntryMeta { term: self.hard.term, bytes: 0, payload: Payload::Noop };
-        let noop_index = self.log.append(meta);
-        let id = self.durability.on_append(noop_index);
-        self.effects.writes.push((id, Write::Noop { index: noop_index, term: self.hard.term }));
+        let noop_index = self.append_first_entry();
         self.change_role(Role::Leader(Leader {
             peers,
             reads: Reads::default(),
@@ -162,6 +162,24 @@ impl Raft {
         self.election_elapsed = 0;
         self.send_heartbeats();
         self.replicate_to_all();
+    }
+
+    /// The first entry of a term is empty (thesis 6.4). The one with which a cluster is founded binds each founder to the
+    /// data directory that voted. All of them voted, so no two such entries are of the same term; and a node that does
+    /// not have the entry cannot lead before all founders vote once more, which those that have it refuse.
+    fn append_first_entry(&mut self) -> Index {
+        let term = self.hard.term;
+        let membership = self.log.membership();
+        if let Role::Candidate(candidate) = &self.role
+            && membership.is_founding()
+        {
+            let membership = membership.seated(candidate.granted.clone());
+            return self.append_membership_entry(membership);
+        }
+        let index = self.log.append(EntryMeta { term, bytes: 0, payload: Payload::Noop });
+        let id = self.durability.on_append(index);
+        self.effects.writes.push((id, Write::Noop { index, term }));
+        index
     }
 
     /// Hands leadership to this voter, or to the one that is furthest along and alive (thesis 3.10).
@@ -199,7 +217,7 @@ impl Raft {
     }
 
     pub(super) fn on_timeout_now(&mut self, term: Term) {
-        let is_voter = self.log.membership().is_voter(self.config.id);
+        let is_voter = self.log.membership().is_voter(self.config.id) && !self.is_unseated();
         if matches!(self.role, Role::Follower(_)) && term == self.hard.term && is_voter {
             self.campaign(false, true);
         }

@@ -6,10 +6,11 @@
 //! this happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Index, NodeId};
+use super::{DataId, Index, NodeId};
 
 /// Who takes part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,45 @@ pub struct Membership {
     /// How members are reached, as far as the log knows it: the first members are known from elsewhere until a
     /// change writes them down.
     pub contacts: BTreeMap<NodeId, Contact>,
+    /// The data directory that acts for each member. Founders have none until the first leader, for which all of them
+    /// voted, writes down who voted; a learner that was only announced has none until it joins.
+    pub data: BTreeMap<NodeId, DataId>,
+    /// What the cluster was founded with.
+    pub founding: Founding,
+    /// Names of members that were removed: none of them joins again without an operator's word.
+    pub fenced: BTreeSet<String>,
+}
+
+/// What a cluster was founded with. Nodes that were founded differently are of different clusters, whatever authority
+/// their certificates have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founding {
+    /// The first voters, by name.
+    pub members: BTreeMap<NodeId, String>,
+    /// What tells the snapshot that it began with from every other, and how many revisions were left out after it;
+    /// zeros for a cluster that began empty.
+    pub origin: [u8; 16],
+}
+
+impl Founding {
+    /// A cluster of these members that begins empty.
+    pub fn of(members: impl IntoIterator<Item = (NodeId, String)>) -> Founding {
+        Founding { members: members.into_iter().collect(), origin: [0; 16] }
+    }
+}
+
+impl fmt::Display for Founding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (id, name)) in self.members.iter().enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            write!(f, "{comma}{name} (id {})", id.0)?;
+        }
+        if self.origin != [0; 16] {
+            write!(f, ", from the snapshot ")?;
+            self.origin.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// What becomes of a learner.
@@ -45,9 +85,6 @@ pub struct Contact {
     pub peer_address: String,
     /// `host:port` for clients.
     pub client_address: String,
-    /// Drawn by the node before it asked to join, and kept: who asks again with the same is the same, with all
-    /// that it ever confirmed. Zero if nobody has joined under this name yet.
-    pub ticket: u64,
 }
 
 /// A change of the membership.
@@ -57,6 +94,9 @@ pub enum Change {
     Add {
         /// How it is reached.
         contact: Contact,
+        /// Its data directory: who asks again with the same one is the same, with all that it ever confirmed. Zero if
+        /// an operator announces it.
+        data: DataId,
         /// It is only promoted when somebody asks for it.
         stays: bool,
         /// It takes the place of the member of this name, which has lost its data.
@@ -88,8 +128,8 @@ pub enum ChangeRefused {
     IsVoter(NodeId),
     /// The name is another member's.
     #[error(
-        "the name {name} is that of {id}: remove that one first, or start the new one with --rejoin if it is the \
-         same and has lost its data"
+        "the name {name} is that of {id}: start the node with --rejoin if it is the same one and has lost its data, or \
+         remove that member first"
     )]
     NameTaken {
         /// The name.
@@ -97,6 +137,20 @@ pub enum ChangeRefused {
         /// Whose it is.
         id: NodeId,
     },
+    /// The name is that of a member that was removed.
+    #[error(
+        "{name} was removed from this cluster: an operator lets it in again with `quicraft member add {name} --peer \
+         HOST:PORT`"
+    )]
+    Fenced {
+        /// The name.
+        name: String,
+    },
+    /// As many names of removed members as are kept.
+    #[error(
+        "{FENCED_MAX} names of removed members are kept: let one in again before you remove another"
+    )]
+    FenceFull,
     /// The address is another member's.
     #[error("the address {address} is that of {id}")]
     AddressTaken {
@@ -135,13 +189,38 @@ pub enum ChangeRefused {
 
 /// Nodes in one cluster.
 pub const MEMBERS_MAX: usize = 64;
+/// Names of removed members in one cluster: each membership carries them.
+pub const FENCED_MAX: usize = 1024;
 
 impl Membership {
-    /// A membership of these voters.
+    /// A membership of these voters, whose data directories have the numbers of their nodes.
     pub fn of(voters: impl IntoIterator<Item = NodeId>) -> Membership {
         let voters: BTreeSet<NodeId> = voters.into_iter().collect();
         let last_id = voters.last().map_or(0, |id| id.0);
-        Membership { voters, last_id, ..Membership::default() }
+        let data = voters.iter().map(|&id| (id, DataId(id.0))).collect();
+        Membership { voters, last_id, data, ..Membership::default() }
+    }
+
+    /// The first membership of a new cluster: nobody has acted for its voters yet.
+    pub fn founded_with(founding: Founding) -> Membership {
+        let voters = founding.members.keys().copied();
+        Membership { data: BTreeMap::new(), founding: founding.clone(), ..Membership::of(voters) }
+    }
+
+    /// Whether the cluster is yet to be founded: some voter has no data directory.
+    pub fn is_founding(&self) -> bool {
+        self.voters.iter().any(|id| !self.data.contains_key(id))
+    }
+
+    /// This membership once these directories have voted for its first leader.
+    pub(super) fn seated(&self, data: BTreeMap<NodeId, DataId>) -> Membership {
+        Membership { data, ..self.clone() }
+    }
+
+    /// The name of a member, as far as the log tells it.
+    pub fn name_of(&self, id: NodeId) -> Option<&str> {
+        let contact = self.contacts.get(&id).map(|contact| &contact.name);
+        contact.or_else(|| self.founding.members.get(&id)).map(String::as_str)
     }
 
     /// Whether a node has a vote, now or until the change under way is done.
@@ -179,7 +258,9 @@ impl Membership {
     pub fn is_sane(&self) -> bool {
         let members = self.members();
         members.len() <= MEMBERS_MAX
-            && self.contacts.keys().all(|id| members.contains(id))
+            && self.contacts.keys().chain(self.data.keys()).all(|id| members.contains(id))
+            && self.fenced.len() <= FENCED_MAX
+            && self.founding.members.len() <= MEMBERS_MAX
             && members.last().is_none_or(|id| id.0 <= self.last_id)
             && self.learners.keys().all(|&id| !self.is_voter(id))
     }
@@ -187,21 +268,30 @@ impl Membership {
     /// The second entry of a change: the old voters go.
     pub(super) fn settled(&self) -> Membership {
         let mut next = Membership { outgoing: BTreeSet::new(), ..self.clone() };
-        next.forget_contacts();
+        next.forget_the_gone();
         next
     }
 
-    fn forget_contacts(&mut self) {
+    /// Whoever is no member any more has no contact and no data directory, and its name is fenced, unless it is another
+    /// member's by now.
+    fn forget_the_gone(&mut self) {
         let members = self.members();
+        let known = self.contacts.keys().chain(self.data.keys()).copied().collect::<BTreeSet<_>>();
+        let gone = known.difference(&members).filter_map(|&id| self.name_of(id));
+        let gone: Vec<String> = gone.map(str::to_owned).collect();
         self.contacts.retain(|id, _| members.contains(id));
+        self.data.retain(|id, _| members.contains(id));
+        let is_free = |name: &String| members.iter().all(|&id| self.name_of(id) != Some(name));
+        let fenced: Vec<String> = gone.into_iter().filter(is_free).collect();
+        self.fenced.extend(fenced);
     }
 
     /// The membership once the first entry of a change is in the log, and whom the change is about.
     pub(super) fn after(&self, change: &Change) -> Result<(NodeId, Membership), ChangeRefused> {
         match change {
-            Change::Add { contact, stays, rejoins } => {
+            Change::Add { contact, data, stays, rejoins } => {
                 let learner = Learner { replaces: None, stays: *stays };
-                self.with_learner(contact, learner, *rejoins)
+                self.with_learner(contact, *data, learner, *rejoins)
             }
             &Change::Promote(id) => {
                 if self.voters.contains(&id) {
@@ -218,8 +308,11 @@ impl Membership {
             }
             &Change::Remove(id) => {
                 let mut next = self.clone();
+                if self.fenced.len() >= FENCED_MAX {
+                    return Err(ChangeRefused::FenceFull);
+                }
                 if next.learners.remove(&id).is_some() {
-                    next.forget_contacts();
+                    next.forget_the_gone();
                     return Ok((id, next));
                 }
                 if !next.voters.remove(&id) {
@@ -237,17 +330,24 @@ impl Membership {
     fn with_learner(
         &self,
         contact: &Contact,
+        data: DataId,
         mut learner: Learner,
         rejoins: bool,
     ) -> Result<(NodeId, Membership), ChangeRefused> {
         let mut next = self.clone();
+        let is_announced = data == DataId(0);
+        if !is_announced && self.fenced.contains(&contact.name) {
+            return Err(ChangeRefused::Fenced { name: contact.name.clone() });
+        }
+        next.fenced.remove(&contact.name);
         for (&id, known) in &self.contacts {
-            let has_joined = known.ticket != 0 || self.is_voter(id);
+            let acting = self.data.get(&id);
             if known.name != contact.name {
                 check_addresses(id, known, contact)?;
-            } else if !has_joined || known.ticket == contact.ticket && contact.ticket != 0 {
+            } else if acting.is_none_or(|acting| *acting == data) {
                 // Announced before, or asked before.
                 next.contacts.insert(id, contact.clone());
+                next.seat(id, data);
                 return Ok((id, next));
             } else if !rejoins {
                 return Err(ChangeRefused::NameTaken { name: known.name.clone(), id });
@@ -262,8 +362,15 @@ impl Membership {
         next.last_id = id.0;
         next.learners.insert(id, learner);
         next.contacts.insert(id, contact.clone());
-        next.forget_contacts();
+        next.seat(id, data);
+        next.forget_the_gone();
         Ok((id, next))
+    }
+
+    fn seat(&mut self, id: NodeId, data: DataId) {
+        if data != DataId(0) {
+            self.data.insert(id, data);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Contact, EntryKind, Index, Membership, NodeId, Term};
+use super::{Change, Contact, DataId, EntryKind, Index, Membership, MembershipAt, NodeId, Term};
 
 /// One message of the protocol. `from` is set by the sender's core and verified by the receiver's
 /// transport against the certificate.
@@ -12,6 +12,8 @@ use super::{Change, Contact, EntryKind, Index, Membership, NodeId, Term};
 pub struct Message {
     /// The sender.
     pub from: NodeId,
+    /// The sender's data directory.
+    pub data: DataId,
     /// The receiver.
     pub to: NodeId,
     /// The sender's term; for a pre-vote the term that it would run in.
@@ -164,6 +166,8 @@ pub enum Event {
     SnapshotReceived {
         /// Who sent it.
         from: NodeId,
+        /// The sender's data directory.
+        data: DataId,
         /// The sender's term.
         term: Term,
         /// The last entry that it covers.
@@ -175,6 +179,9 @@ pub enum Event {
     },
     /// Hand leadership to this voter, or to the one that is furthest along.
     Transfer(Option<NodeId>),
+    /// A node that the operator names, asked at the address that the operator gave, says that this membership is
+    /// committed. It tells who is newer than this log, until the log tells it itself.
+    Vouched(MembershipAt),
     /// Somebody wants other members; `contacts` tells how those are reached that the log does not know.
     ChangeMembers {
         /// What is to change.

@@ -20,7 +20,7 @@
 //! **What is left out.** Bytes, files, clocks, addresses: the shell has them.
 //!
 //! **Where to read on.** One file per RPC with both ends side by side: `election`, `replication`,
-//! `read`, `snapshot`; `membership` has who takes part, `change` how that changes; below them `log` (terms by index), `progress` (what a leader knows of a
+//! `read`, `snapshot`; `membership` has who takes part, `seats` what each may do, `change` how that changes; below them `log` (terms by index), `progress` (what a leader knows of a
 //! follower), `durability`, `quorum`; `state` has the roles and their invariants.
 
 mod change;
@@ -36,15 +36,19 @@ mod quorum;
 mod read;
 mod receive;
 mod replication;
+mod seats;
 mod snapshot;
 mod state;
 mod types;
 
 pub use effects::{Effects, MembershipAt, Refused, Write};
-pub use membership::{Change, ChangeRefused, Contact, Learner, MEMBERS_MAX, Membership};
+pub use membership::{
+    Change, ChangeRefused, Contact, FENCED_MAX, Founding, Learner, MEMBERS_MAX, Membership,
+};
 pub use message::{Body, EntryMeta, Event, Message, Payload, ReadId, WriteId};
+pub use seats::{PeerMessage, Roster, Standing};
 pub use state::RoleKind;
-pub use types::{EntryKind, HardState, Index, NodeId, Term};
+pub use types::{DataId, EntryKind, HardState, Index, NodeId, Term};
 
 use std::collections::BTreeSet;
 
@@ -75,6 +79,8 @@ pub struct Config {
     /// milliseconds; 0 for never. Shorter than the election timeout by more than clocks differ, and the same on all
     /// nodes: each keeps a promise for it.
     pub lease_ms: u64,
+    /// This node's data directory.
+    pub data: DataId,
 }
 
 /// What a core is given of what survived.
@@ -95,6 +101,8 @@ pub struct Raft {
     hard: HardState,
     role: Role,
     log: Log,
+    /// A newer membership than the log has, as far as another node vouched for one.
+    vouched: Option<MembershipAt>,
     durability: Durability,
     /// The time, as far as it was told.
     now_ms: u64,
@@ -141,6 +149,7 @@ impl Raft {
             hard,
             role: Role::Follower(Follower::default()),
             log,
+            vouched: None,
             durability,
             now_ms: 0,
             age_ticks: 0,
@@ -176,6 +185,11 @@ impl Raft {
     /// This node.
     pub fn id(&self) -> NodeId {
         self.config.id
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> DataId {
+        self.config.data
     }
 
     /// Its role.
@@ -222,9 +236,36 @@ impl Raft {
         self.log.membership()
     }
 
-    /// Counts up whenever another membership is in force, or one is committed.
-    pub fn membership_version(&self) -> (u64, Index) {
-        (self.log.membership_changes(), self.membership_at(self.hard.commit_index).index)
+    /// Another value whenever another membership is in force, is committed, or is vouched for.
+    pub fn membership_version(&self) -> (u64, Index, Index) {
+        let vouched = self.vouched.as_ref().map_or(Index(0), |at| at.index);
+        let committed = self.membership_at(self.hard.commit_index).index;
+        (self.log.membership_changes(), committed, vouched)
+    }
+
+    /// Who is who, as far as this node knows.
+    pub fn roster(&self) -> Roster<'_> {
+        let latest = self.log.latest_membership();
+        let vouched = self.vouched.as_ref().filter(|at| at.index > latest.index);
+        Roster {
+            latest: &latest.membership,
+            committed: &self.membership_at(self.hard.commit_index).membership,
+            vouched: vouched.map(|at| &at.membership),
+        }
+    }
+
+    /// Whether this node's place is bound to another data directory than its own: it must not act.
+    pub fn is_unseated(&self) -> bool {
+        self.roster().standing(self.config.id, self.config.data) == Standing::OtherData
+    }
+
+    /// Takes in a newer membership; an older one says nothing new.
+    fn on_vouched(&mut self, members: MembershipAt) {
+        let newest = self.vouched.as_ref().map_or(Index(0), |at| at.index);
+        let is_news = members.index > newest.max(self.log.latest_membership().index);
+        if is_news && members.membership.is_sane() && members.index.0 < receive::INDEX_MAX {
+            self.vouched = Some(members);
+        }
     }
 
     /// The membership in force at an index.
@@ -265,7 +306,7 @@ impl Raft {
     }
 
     fn send_with_term(&mut self, to: NodeId, term: Term, body: Body) {
-        let message = Message { from: self.config.id, to, term, body };
+        let message = Message { from: self.config.id, data: self.config.data, to, term, body };
         if self.durability.is_hard_state_durable() {
             self.effects.messages.push(message);
         } else if !self.durability.is_full() {

@@ -10,29 +10,44 @@ impl Membership {
         std::iter::once(&self.voters).chain(self.is_joint().then_some(&self.outgoing))
     }
 
-    /// Whether these nodes hold a majority of the voters, of the old and of the new ones.
+    /// How many of these voters must agree: more than half, and all of them until the cluster is founded.
+    fn quorum(&self, voters: &BTreeSet<NodeId>) -> usize {
+        if self.is_founding() { voters.len() } else { voters.len() / 2 + 1 }
+    }
+
+    /// Whether these nodes hold a majority of the voters, of the old and of the new ones. Until the cluster is founded
+    /// it takes all voters.
     pub fn has_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.halves().all(|voters| 2 * voters.intersection(nodes).count() > voters.len())
+        let agreeing = |voters: &BTreeSet<NodeId>| voters.intersection(nodes).count();
+        !self.voters.is_empty()
+            && self.halves().all(|voters| agreeing(voters) >= self.quorum(voters))
     }
 
     /// Whether so many voters said no that those who did not can no longer be a majority.
     pub fn is_lost(&self, against: &BTreeSet<NodeId>) -> bool {
-        self.halves().any(|voters| 2 * voters.difference(against).count() <= voters.len())
+        let left = |voters: &BTreeSet<NodeId>| voters.difference(against).count();
+        self.voters.is_empty() || self.halves().any(|voters| left(voters) < self.quorum(voters))
     }
 
     /// The highest index that a majority has reached, given each voter's.
     pub fn quorum_index(&self, index_of: impl Fn(NodeId) -> Index) -> Index {
-        let reached = self.halves().map(|voters| majority_index(voters, &index_of));
+        let reached =
+            self.halves().map(|voters| quorum_index(voters, self.quorum(voters), &index_of));
         reached.min().expect("there is always one set of voters")
     }
 }
 
-fn majority_index(voters: &BTreeSet<NodeId>, index_of: &impl Fn(NodeId) -> Index) -> Index {
+/// The highest index that so many of the voters have reached.
+fn quorum_index(
+    voters: &BTreeSet<NodeId>,
+    quorum: usize,
+    index_of: &impl Fn(NodeId) -> Index,
+) -> Index {
     let mut reached: Vec<Index> = voters.iter().map(|&voter| index_of(voter)).collect();
     reached.sort_unstable();
-    // With n voters the majority's lowest is the one with n/2 voters above or equal, itself not
-    // counted: 3 -> second lowest, 4 -> second lowest, 5 -> third lowest.
-    reached.get(reached.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+    // Of n voters the lowest of those that a quorum of q leaves at the top: 3 and 2 -> the second lowest.
+    let place = reached.len().checked_sub(quorum);
+    place.and_then(|place| reached.get(place)).copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What comes before a message's own meaning: whether it can be believed, and the rule of terms.
 
 use super::state::{Follower, Role};
-use super::{Body, Message, NodeId, Raft, Term};
+use super::{Body, DataId, Message, NodeId, PeerMessage, Raft, Term};
 
 impl Raft {
     /// The rule of terms (Raft 5.1), then the message itself.
@@ -113,17 +113,38 @@ impl Raft {
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. } => true,
         };
-        self.is_peer(message.from, message.term) && addressed && body_fits
+        let kind = message.body.kind();
+        self.is_allowed(kind, (message.from, message.data), message.term) && addressed && body_fits
     }
 
-    /// Whether this is another member, with a term that can be believed. Members may be newer than our log, and a
-    /// leader that is about to leave is heard until its leaving is committed (thesis 4.2.2); who was removed for
-    /// certain is not.
-    pub(super) fn is_peer(&self, from: NodeId, term: Term) -> bool {
-        let committed = &self.log.membership_at(self.hard.commit_index).membership;
-        let known = !self.log.membership().is_removed(from) || committed.is_member(from);
-        let is_other = from != self.config.id;
-        is_other && known && term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX)
+    /// Whether this is another member that may send such a message, with a term that can be believed.
+    pub(super) fn is_allowed(
+        &self,
+        kind: PeerMessage,
+        (from, data): (NodeId, DataId),
+        term: Term,
+    ) -> bool {
+        let leads = term == self.hard.term && self.leader() == Some(from);
+        let standing = self.roster().standing(from, data);
+        let is_credible = term.0 <= self.hard.term.0.saturating_add(TERM_JUMP_MAX);
+        from != self.config.id && kind.is_allowed(standing, leads) && is_credible
+    }
+}
+
+impl Body {
+    /// What of the table of seats holds for it.
+    fn kind(&self) -> PeerMessage {
+        match self {
+            Body::RequestVote { .. } => PeerMessage::RequestVote,
+            Body::VoteReply { .. } => PeerMessage::VoteReply,
+            Body::AppendEntries { .. } | Body::Heartbeat { .. } => PeerMessage::AppendEntries,
+            Body::Appended { .. } | Body::AppendRejected { .. } | Body::HeartbeatReply { .. } => {
+                PeerMessage::Appended
+            }
+            Body::TimeoutNow => PeerMessage::TimeoutNow,
+            Body::ReadIndex { .. } => PeerMessage::ReadIndex,
+            Body::ReadIndexReply { .. } => PeerMessage::ReadIndexReply,
+        }
     }
 }
 

@@ -279,8 +279,11 @@ impl Raft {
         let Some(first_new) = entries.get(skip) else { return true };
         let first = index.next();
         let rises = self.log.term_at(index).is_some_and(|term| term <= first_new.term);
-        if !rises || first <= self.hard.commit_index {
+        if first <= self.hard.commit_index {
             self.effects.contradictions.push((from, first));
+            return false;
+        }
+        if !rises {
             return false;
         }
         if first <= self.log.last_index() {

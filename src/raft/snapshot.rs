@@ -5,7 +5,7 @@ use super::effects::Write;
 use super::progress::State;
 use super::receive::INDEX_MAX;
 use super::state::Role;
-use super::{Index, Membership, MembershipAt, NodeId, Raft, Term};
+use super::{DataId, Index, Membership, MembershipAt, NodeId, PeerMessage, Raft, Term};
 
 impl Raft {
     /// A snapshot is durable, so the log up to `index` may go.
@@ -39,13 +39,14 @@ impl Raft {
 
     pub(super) fn on_snapshot_received(
         &mut self,
-        from: NodeId,
+        (from, data): (NodeId, DataId),
         term: Term,
         (index, index_term): (Index, Term),
         membership: Membership,
     ) {
-        let is_sane = self.is_peer(from, term) && index_term <= term && index.0 < INDEX_MAX;
-        if !is_sane || term < self.hard.term || !self.follow(term, from) {
+        let is_allowed = self.is_allowed(PeerMessage::Snapshot, (from, data), term);
+        let is_sane = is_allowed && index_term <= term && index.0 < INDEX_MAX;
+        if !is_sane || !self.follow(term, from) {
             return;
         }
         if index <= self.hard.commit_index {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::lease::Lease;
 use super::progress::Progress;
 use super::read::Reads;
-use super::{Event, Index, NodeId, Raft, ReadId, Term};
+use super::{DataId, Event, Index, NodeId, Raft, ReadId, Term};
 
 #[derive(Debug)]
 pub(super) enum Role {
@@ -34,7 +34,8 @@ pub(super) struct Follower {
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub(super) pre: bool,
-    pub(super) granted: BTreeSet<NodeId>,
+    /// Who voted for this node, with the data directory that voted.
+    pub(super) granted: BTreeMap<NodeId, DataId>,
     pub(super) refused: BTreeSet<NodeId>,
 }
 
@@ -161,10 +162,11 @@ impl Raft {
             Event::Unreachable(peer) => self.on_unreachable(peer),
             Event::Compact(index) => self.on_compact(index),
             Event::SnapshotSent { to, index } => self.on_snapshot_sent(to, index),
-            Event::SnapshotReceived { from, term, index, index_term, membership } => {
-                self.on_snapshot_received(from, term, (index, index_term), membership);
+            Event::SnapshotReceived { from, data, term, index, index_term, membership } => {
+                self.on_snapshot_received((from, data), term, (index, index_term), membership);
             }
             Event::Transfer(to) => self.on_transfer(to),
+            Event::Vouched(members) => self.on_vouched(members),
             Event::ChangeMembers { change, contacts } => self.on_change_members(&change, contacts),
         }
     }

@@ -203,7 +203,9 @@ impl Clients {
             | FrameKind::Fetch
             | FrameKind::Fetched
             | FrameKind::SnapshotWanted
-            | FrameKind::StateHash => Err(invalid("not a request".to_owned())),
+            | FrameKind::StateHash
+            | FrameKind::AskMembers
+            | FrameKind::Members => Err(invalid("not a request".to_owned())),
         }
     }
 }

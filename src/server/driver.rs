@@ -8,13 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::answers::Burst;
-use super::book::Book;
 use super::links::Links;
-use super::shared::Shared;
-use super::{Error, forward, save, snapshots};
+use super::shared::{Ending, Shared};
+use super::{Error, elders, forward, save, snapshots};
 use crate::node::run::Threads;
-use crate::node::{Divergence, Input, Node, Output};
-use crate::raft::{Index, NodeId, RoleKind};
+use crate::node::{Book, Divergence, Input, MembersVersion, Node, Output};
+use crate::raft::{NodeId, RoleKind};
 
 /// The unit of the core's time.
 pub(super) const TICK: Duration = Duration::from_millis(10);
@@ -27,7 +26,25 @@ pub(super) struct Driver {
     pub(super) snapshots: save::Source,
     pub(super) leader: Option<NodeId>,
     /// The version of the members that links and connections go by.
-    pub(super) members: Option<(u64, Index, u64)>,
+    pub(super) members: Option<MembersVersion>,
+    pub(super) lonely: Lonely,
+}
+
+/// What a node does that hears no leader.
+pub(super) struct Lonely {
+    /// How long it waits before it asks others who the members are.
+    patience: Duration,
+    since: Instant,
+    next_question: Instant,
+    next_word: Instant,
+}
+
+impl Lonely {
+    /// For a node that waits so long before it asks.
+    pub(super) fn new(patience: Duration) -> Lonely {
+        let now = Instant::now();
+        Lonely { patience, since: now, next_question: now, next_word: now + FOUNDERS_PATIENCE }
+    }
 }
 
 impl Driver {
@@ -85,8 +102,8 @@ impl Driver {
         if let Some(error) = reports.failure {
             return Err(Error::Log(error));
         }
-        if let Some(by) = self.shared.removed_by() {
-            return Err(Error::Removed { by });
+        if let Some(ending) = self.shared.ending() {
+            return Err(ending.into());
         }
         input.persisted = reports.persisted;
         input.images = reports.images;
@@ -130,6 +147,7 @@ impl Driver {
             self.links.tell_state_hash(hash);
         }
         self.report(output);
+        self.look_around();
         self.judge(output)?;
         if std::mem::take(&mut output.again) {
             self.shared.bell.notify_one();
@@ -150,16 +168,52 @@ impl Driver {
             self.members = Some(version);
             self.links.follow(self.node.peers());
             self.shared.book.send_replace(Arc::new(Book::of(&self.node)));
+            if self.node.core().is_unseated() {
+                let by = "the log that the others sent".to_owned();
+                self.shared.ends(Ending::OtherData { by });
+            }
+        }
+    }
+
+    /// A node that hears no leader asks who the members are, since its log may not know the leader, and says for whom a
+    /// new cluster waits.
+    fn look_around(&mut self) {
+        let (now, lonely) = (Instant::now(), &mut self.lonely);
+        if self.node.leader().is_some() {
+            lonely.since = now;
+            return;
+        }
+        let membership = self.node.core().membership();
+        let (is_blank, is_founding) = (membership.members().is_empty(), membership.is_founding());
+        let is_time = is_blank || now >= lonely.since + lonely.patience;
+        if is_time && now >= lonely.next_question {
+            lonely.next_question = now + QUESTION_EVERY;
+            for (name, addresses) in self.node.acquaintances() {
+                tokio::spawn(elders::ask(Arc::clone(self.links.common()), name, addresses));
+            }
+        }
+        if is_founding && now >= lonely.next_word {
+            lonely.next_word = now + WORD_EVERY;
+            let missing = self.links.missing().join(", ");
+            if !missing.is_empty() {
+                tracing::warn!(
+                    "a new cluster begins once all its founders have met: {missing} cannot be reached yet"
+                );
+            }
         }
     }
 
     /// A node's name for people.
     fn name_of(&self, id: NodeId) -> String {
-        self.node.contact(id).map_or_else(|| id.to_string(), |contact| contact.name.clone())
+        self.node.name_of(id)
     }
 
-    /// Stops the node if its store is not what those of the others are.
+    /// Stops the node if its log or its store is not what those of the others are, or if it has no place among them.
     fn judge(&self, output: &mut Output) -> Result<(), Error> {
+        if let Some((peer, index)) = output.contradictions.drain(..).next() {
+            return Err(Error::Contradicted { by: self.name_of(peer), index });
+        }
+
         for Divergence { index, own, others, stops } in output.divergences.drain(..) {
             let others: Vec<String> = others
                 .iter()
@@ -188,12 +242,7 @@ impl Driver {
                 }
             }
         }
-        for (peer, index) in output.contradictions.drain(..) {
-            tracing::error!(
-                "{peer} contradicts what is committed here at index {index}: one of the two has lost \
-                 data; its entries are refused"
-            );
-        }
+        self.shared.set_leader(self.node.leader().map(|leader| (leader, self.node.term())));
         if self.node.leader() != self.leader {
             self.leader = self.node.leader();
             self.shared.leader_changed.notify_waiters();
@@ -218,6 +267,12 @@ fn boot_clock_ms() -> u64 {
 
 /// How long a stopping leader waits for another to take over.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a node that hears no leader asks who the members are.
+const QUESTION_EVERY: Duration = Duration::from_secs(1);
+/// A new cluster is founded sooner than that if all founders are there.
+const FOUNDERS_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is said for whom a new cluster waits.
+const WORD_EVERY: Duration = Duration::from_secs(30);
 /// Rounds of other tasks before a turn.
 const YIELDS_BEFORE: usize = 2;
 /// Rounds of other tasks between sending and applying.

@@ -13,7 +13,6 @@ use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::peer::{Fetched, Want};
 use crate::proto::{self, Malformed};
-use crate::raft::NodeId;
 use crate::wal::Batch;
 
 /// Asks a node; `None` if it does not answer.
@@ -51,7 +50,7 @@ fn decode(answer: &Frame, want: Want) -> Result<Option<Batch>, Malformed> {
 }
 
 /// Answers a node with what the next turn finds in the log.
-pub(super) async fn receive(frame: &Frame, mut send: SendStream, from: NodeId, shared: &Shared) {
+pub(super) async fn receive(frame: &Frame, mut send: SendStream, from: &str, shared: &Shared) {
     let want: Want = match proto::decode(&frame.body, "fetch") {
         Ok(want) => want,
         Err(error) => {

@@ -21,7 +21,6 @@ use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_OVERHEAD_BYTES_MAX;
 use crate::proto::{self, peer};
 use crate::quic::FrameWriter;
-use crate::raft::NodeId;
 
 /// Hands a write to the leader, in a task of its own, and answers the client.
 pub(super) fn send(shared: &Arc<Shared>, connection: Option<Connection>, forward: Forward) {
@@ -62,7 +61,7 @@ async fn ask(connection: &Connection, forward: &Forward) -> Option<Frame> {
 }
 
 /// Takes in a write that another node hands on; its answer goes back on the same stream.
-pub(super) fn receive(frame: &Frame, send: SendStream, from: NodeId, shared: &Shared) {
+pub(super) fn receive(frame: &Frame, send: SendStream, from: &str, shared: &Shared) {
     let (writer, driver) = FrameWriter::new(FRAME_OVERHEAD_BYTES_MAX);
     // Its error is the stream's end: the node that asked is gone.
     tokio::spawn(driver.drive(send));
@@ -91,6 +90,9 @@ fn decode(frame: &Frame) -> Result<bytes::Bytes, Refusal> {
     let forward: peer::Forward<'_> = proto::decode(&frame.body, "forwarded write")
         .map_err(|error| invalid(error.to_string()))?;
     let identity: Identity = forward.client.parse().map_err(|_| invalid("no identity".into()))?;
+    if identity.is_node() {
+        return Err(invalid("a node hands on what clients ask, and asks nothing itself".into()));
+    }
     authorise(&identity.who, FrameKind::Write)?;
     Ok(frame.body.slice_ref(forward.command))
 }

@@ -1,5 +1,6 @@
-//! What a node that joined a running cluster keeps beside its data: the ticket with which it asked, so that it can
-//! ask again after a crash and be the same, and the id that it was given.
+//! What a node that joined a running cluster keeps beside its data: the number of its data directory, with which it asked,
+//! so that it can ask again after a crash and be the same; the id that it was given; and whom it can ask who the members
+//! are, until its log tells it.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -9,17 +10,33 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// The content of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Joined {
-    /// Drawn before the first question; never zero. As text: TOML has no numbers of 64 bits without a sign.
+    /// The number of the data directory, drawn before the first question; never zero. As text: TOML has no numbers of 64
+    /// bits without a sign.
     #[serde(with = "hex")]
-    pub(super) ticket: u64,
+    pub(super) data: u64,
     /// The answer, once it came.
     pub(super) id: Option<u64>,
     /// The data directory still holds the data of the member whose place this one takes.
     #[serde(default)]
     pub(super) replaces: bool,
+    /// The members when it joined.
+    #[serde(default)]
+    pub(super) members: Vec<Known>,
+}
+
+/// A member that a joining node was told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Known {
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// `host:port` for other nodes.
+    pub peer: String,
+    /// `host:port` for clients.
+    pub client: String,
 }
 
 /// Why the file is of no use.
@@ -61,7 +78,7 @@ impl Joined {
     }
 
     /// Writes it durably, whole or not at all.
-    pub(super) fn write(self, data: &Path) -> Result<(), Error> {
+    pub(super) fn write(&self, data: &Path) -> Result<(), Error> {
         let path = data.join(FILE);
         let write = || -> io::Result<()> {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
@@ -69,7 +86,7 @@ impl Joined {
             let mut options = fs::OpenOptions::new();
             let mut file =
                 options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            let text = toml::to_string(&self).map_err(io::Error::other)?;
+            let text = toml::to_string(self).map_err(io::Error::other)?;
             file.write_all(
                 format!("# Made by `quicraft node --join`; it goes with the data.\n{text}")
                     .as_bytes(),
@@ -106,14 +123,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("n4");
         assert_eq!(Joined::read(&data).unwrap(), None);
+        let known = |name: &str| Known {
+            name: name.to_owned(),
+            peer: format!("{name}:7101"),
+            client: format!("{name}:7001"),
+        };
         for joined in [
-            Joined { ticket: u64::MAX, id: None, replaces: false },
-            Joined { ticket: 1, id: Some(4), replaces: true },
+            Joined { data: u64::MAX, ..Joined::default() },
+            Joined {
+                data: 1,
+                id: Some(4),
+                replaces: true,
+                members: vec![known("n1"), known("n2")],
+            },
         ] {
             joined.write(&data).unwrap();
             assert_eq!(Joined::read(&data).unwrap(), Some(joined));
         }
-        for text in ["", "ticket = 1", "ticket = \"x\"", "ticket = \"1\"\nidentity = 2"] {
+        for text in ["", "data = 1", "data = \"x\"", "data = \"1\"\nidentity = 2"] {
             fs::write(data.join(FILE), text).unwrap();
             let error = Joined::read(&data).unwrap_err().to_string();
             assert!(error.contains("joined.toml: "), "{error}");

@@ -6,20 +6,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-use super::joined::{self, Joined};
-use super::setup::{load_credentials, open_options, own_member};
+use super::joined::{self, Joined, Known};
+use super::setup::{draw_data, load_credentials, open_options, own_member};
 use super::{Error, Settings};
 use crate::disk::OsDisk;
 use crate::node;
 use crate::pki::Credentials;
 use crate::proto::client::Manage;
-use crate::raft::{Contact, Index, Membership, NodeId};
+use crate::raft::{Founding, Index, NodeId};
 use crate::store::snapshot;
 
-/// Asks the cluster at these addresses for a change, until it is done: the id, or why it will never be.
+/// Asks the cluster at these addresses for a change, until it is done, or says why it will never be.
 pub type Ask<'a> = dyn Fn(Manage, Vec<String>) -> Asked + 'a;
 /// The answer, when it comes.
-pub type Asked = Pin<Box<dyn Future<Output = Result<u64, String>>>>;
+pub type Asked = Pin<Box<dyn Future<Output = Result<Admitted, String>>>>;
+
+/// What a node is told that joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// Its id.
+    pub id: u64,
+    /// The members then.
+    pub members: Vec<Known>,
+}
 
 /// Makes the data directory of a new cluster's node.
 ///
@@ -27,8 +36,7 @@ pub type Asked = Pin<Box<dyn Future<Output = Result<u64, String>>>>;
 /// If there is one already, or the disk says no.
 pub fn init(settings: &Settings) -> Result<(), Error> {
     let credentials = load_credentials(settings)?;
-    let members = settings.members.iter().map(|member| NodeId(member.id));
-    node::init(&open_options(settings, &credentials)?, &Membership::of(members))?;
+    node::init(&open_options(settings, &credentials)?, Founding::of(founders(settings)))?;
     Ok(())
 }
 
@@ -44,43 +52,62 @@ pub fn restore(
     skipped: u64,
 ) -> Result<Index, Error> {
     let credentials = load_credentials(settings)?;
-    let members = settings.members.iter().map(|member| NodeId(member.id));
     let options = open_options(settings, &credentials)?;
-    Ok(node::restore(&options, &Membership::of(members), (from, file), skipped)?)
+    Ok(node::restore(&options, founders(settings), (from, file), skipped)?)
+}
+
+fn founders(settings: &Settings) -> BTreeMap<NodeId, String> {
+    settings.members.iter().map(|member| (NodeId(member.id), member.name.clone())).collect()
 }
 
 /// What a node that wants to join must ask for: `None` if its data directory holds a member already. The question
-/// is kept, so that it is the same after a crash.
+/// is kept, so that it is the same after a crash. A node that joins again sets data aside that was made for it by mistake,
+/// with `--init`, or that has no place in the cluster any more.
 ///
 /// # Errors
 /// If the data directory cannot be written or read, or the certificate is not the node's.
 pub fn ask_to_join(settings: &Settings, rejoins: bool) -> Result<Option<Manage>, Error> {
-    load_credentials(settings)?;
+    let credentials = load_credentials(settings)?;
+    let mut known = Joined::read(&settings.data)?;
     if node::holds_data(&OsDisk, &settings.data) {
-        return Ok(None);
+        if !rejoins || !node::is_unseated(open_options(settings, &credentials)?)? {
+            return Ok(None);
+        }
+        tracing::warn!(
+            "the data of {} has no place in the cluster: it is kept beside",
+            settings.name
+        );
+        move_aside(&settings.data)?;
+        known = None;
     }
-    let joined = match Joined::read(&settings.data)? {
+    let joined = match known {
         Some(joined) => joined,
         None => {
-            let joined = Joined { ticket: draw_ticket(), id: None, replaces: false };
+            let joined = Joined { data: draw_data()?.0, ..Joined::default() };
             joined.write(&settings.data)?;
             joined
         }
     };
-    Ok(Some(question(settings, joined.ticket, rejoins)?))
+    Ok(Some(question(settings, joined.data, rejoins)?))
 }
 
-/// Makes the data directory of a node that was given this id.
+/// Makes the data directory of a node that was admitted.
 ///
 /// # Errors
 /// If there is one already, or the disk says no.
-pub fn init_joined(settings: &Settings, id: u64) -> Result<(), Error> {
+pub fn init_joined(settings: &Settings, admitted: Admitted) -> Result<(), Error> {
     let credentials = load_credentials(settings)?;
-    let joined = Joined::read(&settings.data)?;
-    let ticket = joined.map_or(0, |joined| joined.ticket);
-    Joined { ticket, id: Some(id), replaces: false }.write(&settings.data)?;
+    let Admitted { id, members } = admitted;
+    let joined = Joined::read(&settings.data)?.unwrap_or_default();
+    Joined { id: Some(id), members, ..joined }.write(&settings.data)?;
     node::init_learner(&open_options(settings, &credentials)?)?;
     Ok(())
+}
+
+/// A node that asks for its successor: the question's data directory, and the answer when it comes.
+pub(super) struct Succession {
+    data: u64,
+    asked: Asked,
 }
 
 /// Asks for a new member in the place of this node.
@@ -89,36 +116,36 @@ pub fn init_joined(settings: &Settings, id: u64) -> Result<(), Error> {
 /// If the settings do not say how the node is reached.
 pub(super) fn succeed(
     settings: &Settings,
-    contacts: &BTreeMap<NodeId, Contact>,
+    others: impl Iterator<Item = String>,
     ask: &Ask<'_>,
-) -> Result<Asked, Error> {
-    let others = settings.members.iter().filter(|member| member.name != settings.name);
-    let mut endpoints: Vec<String> = others.map(|member| member.client_address.clone()).collect();
-    endpoints.extend(contacts.values().map(|contact| contact.client_address.clone()));
+) -> Result<Succession, Error> {
+    let members = settings.members.iter().filter(|member| member.name != settings.name);
+    let mut endpoints: Vec<String> = members.map(|member| member.client_address.clone()).collect();
+    endpoints.extend(others);
     endpoints.sort();
     endpoints.dedup();
     // Drawn anew at each start: at worst a member that was never there is replaced in its turn.
-    Ok(ask(question(settings, draw_ticket(), true)?, endpoints))
+    let data = draw_data()?.0;
+    Ok(Succession { data, asked: ask(question(settings, data, true)?, endpoints) })
 }
 
 /// The answer to [`succeed`]; never, while nothing was asked.
-pub(super) async fn given(asked: &mut Option<Asked>) -> Result<u64, String> {
-    match asked {
-        Some(asked) => asked.await,
-        None => std::future::pending().await,
-    }
+pub(super) async fn given(succession: &mut Option<Succession>) -> Result<Joined, String> {
+    let Some(Succession { data, asked }) = succession else { return std::future::pending().await };
+    let Admitted { id, members } = asked.await?;
+    Ok(Joined { data: *data, id: Some(id), replaces: true, members })
 }
 
-/// The data directory becomes that of the new member `id`; what it held is kept beside it.
+/// The data directory becomes that of the new member; what it held is kept beside it.
 ///
 /// # Errors
 /// If the disk says no. Begun again at the next start then.
 pub(super) fn replace(
     settings: &Settings,
     credentials: &Credentials,
-    id: u64,
+    joined: Joined,
 ) -> Result<(), Error> {
-    Joined { ticket: 0, id: Some(id), replaces: true }.write(&settings.data)?;
+    joined.write(&settings.data)?;
     finish_replacing(settings, credentials)
 }
 
@@ -133,14 +160,15 @@ pub(super) fn finish_replacing(
     let Some(joined) = Joined::read(&settings.data)?.filter(|joined| joined.replaces) else {
         return Ok(());
     };
-    set_aside(&settings.data).map_err(|(path, source)| joined::Error::Io {
-        op: "move aside",
-        path,
-        source,
-    })?;
+    move_aside(&settings.data)?;
     node::init_learner(&open_options(settings, credentials)?)?;
     Joined { replaces: false, ..joined }.write(&settings.data)?;
     Ok(())
+}
+
+fn move_aside(data: &Path) -> Result<(), joined::Error> {
+    let failed = |(path, source)| joined::Error::Io { op: "move aside", path, source };
+    set_aside(data).map_err(failed)
 }
 
 /// Moves log and snapshots to `lost-N`; the two newest of those are kept.
@@ -174,22 +202,16 @@ fn set_aside(data: &Path) -> Result<(), (PathBuf, std::io::Error)> {
     Ok(())
 }
 
-fn question(settings: &Settings, ticket: u64, rejoins: bool) -> Result<Manage, Error> {
+fn question(settings: &Settings, data: u64, rejoins: bool) -> Result<Manage, Error> {
     let own = own_member(settings)?;
     Ok(Manage::Add {
         name: own.name.clone(),
         peer_address: own.peer_address.clone(),
         client_address: own.client_address.clone(),
-        ticket,
+        data,
         stays: false,
         rejoins,
     })
-}
-
-/// Hash seeds are drawn by the system for each process.
-fn draw_ticket() -> u64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    RandomState::new().build_hasher().finish().max(1)
 }
 
 /// How many lost data directories are kept for whoever wants to look into them.

@@ -14,15 +14,16 @@ use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::book::REMOVED;
-use super::shared::Shared;
+use super::peers::{OTHER_DATA, REMOVED};
+use super::shared::{Ending, Shared};
+use crate::node::Peer;
 use crate::pki::Credentials;
 use crate::proto;
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::peer::{PeerHello, StateHash, encode_message};
 use crate::quic::{self, FrameWriter, PortKind, PushError};
-use crate::raft::{Body, Contact, Message, NodeId};
+use crate::raft::{Body, DataId, Message, NodeId};
 use crate::wal::Batch;
 
 /// The sending side of all links.
@@ -37,14 +38,33 @@ pub(super) struct Common {
     pub(super) credentials: Arc<Credentials>,
     /// This node.
     pub(super) own: NodeId,
+    pub(super) data: DataId,
     /// Where it is reached.
     pub(super) peer_address: String,
     pub(super) client_address: String,
     pub(super) shared: Arc<Shared>,
 }
 
+impl Common {
+    /// What this node says first to another one.
+    pub(super) fn hello(&self, to: NodeId, to_data: Option<DataId>) -> PeerHello {
+        PeerHello {
+            from: self.own,
+            data: self.data,
+            to,
+            to_data,
+            founding: self.shared.book.borrow().founding().cloned(),
+            peer_address: self.peer_address.clone(),
+            client_address: self.client_address.clone(),
+        }
+    }
+}
+
 struct Link {
-    contact: Contact,
+    name: String,
+    data: Option<DataId>,
+    /// Where it is dialled, the best guess first.
+    addresses: Arc<Mutex<Vec<String>>>,
     up: Arc<Mutex<Option<Up>>>,
     task: JoinHandle<()>,
 }
@@ -64,20 +84,40 @@ impl Links {
     }
 
     /// Dials these from now on, where they are reached now, and nobody else.
-    pub(super) fn follow(&mut self, peers: BTreeMap<NodeId, Contact>) {
-        self.links.retain(|id, link| peers.get(id) == Some(&link.contact));
-        for (id, contact) in peers {
-            self.links.entry(id).or_insert_with(|| {
-                let up = Arc::new(Mutex::new(None));
-                let dialler = Dialler {
-                    common: Arc::clone(&self.common),
-                    to: id,
-                    contact: contact.clone(),
-                    up: Arc::clone(&up),
-                };
-                Link { contact, up, task: tokio::spawn(dialler.run()) }
-            });
+    pub(super) fn follow(&mut self, peers: BTreeMap<NodeId, Peer>) {
+        self.links.retain(|id, link| {
+            peers.get(id).is_some_and(|peer| peer.name == link.name && link.means(peer.data))
+        });
+        for (id, Peer { name, data, addresses }) in peers {
+            if let Some(link) = self.links.get_mut(&id) {
+                // A connection that is up stays: it is tried elsewhere once it has ended.
+                *link.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+                link.data = data;
+                continue;
+            }
+            let (up, addresses) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(addresses)));
+            let dialler = Dialler {
+                common: Arc::clone(&self.common),
+                to: id,
+                name: name.clone(),
+                data,
+                addresses: Arc::clone(&addresses),
+                up: Arc::clone(&up),
+            };
+            let task = tokio::spawn(dialler.run());
+            self.links.insert(id, Link { name, data, addresses, up, task });
         }
+    }
+
+    /// What all links need.
+    pub(super) fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+
+    /// Names of the nodes to which no link is up.
+    pub(super) fn missing(&self) -> Vec<&str> {
+        let missing = self.links.values().filter(|link| link.up().is_none());
+        missing.map(|link| link.name.as_str()).collect()
     }
 
     /// Queues messages; each goes out with whatever else is queued by then.
@@ -142,6 +182,11 @@ impl Drop for Link {
 }
 
 impl Link {
+    /// Whether it goes to this data directory, as far as that was known when it was made.
+    fn means(&self, data: Option<DataId>) -> bool {
+        self.data.is_none() || self.data == data
+    }
+
     fn up(&self) -> Option<Up> {
         self.up.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -171,24 +216,28 @@ fn queue(stream: &FrameWriter, message: &Message, batches: &[Batch]) -> Result<(
 
 /// Why a peer is not reached.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error("cannot find {address}: {source}")]
     Resolve { address: String, source: std::io::Error },
     #[error(transparent)]
     Transport(#[from] quic::Error),
+    #[error("no address is known")]
+    NoAddress,
 }
 
 /// Keeps one link up.
 struct Dialler {
     common: Arc<Common>,
     to: NodeId,
-    contact: Contact,
+    name: String,
+    data: Option<DataId>,
+    addresses: Arc<Mutex<Vec<String>>>,
     up: Arc<Mutex<Option<Up>>>,
 }
 
 impl Dialler {
     async fn run(self) {
-        let name = &self.contact.name;
+        let name = &self.name;
         let mut wait = BACKOFF_MIN;
         let mut reported = Vec::new();
         loop {
@@ -200,10 +249,13 @@ impl Dialler {
                     self.set(Some(up));
                     let reason = connection.closed().await;
                     self.set(None);
-                    if let ConnectionError::ApplicationClosed(closed) = &reason
-                        && closed.error_code == REMOVED.into()
-                    {
-                        self.common.shared.removed(name);
+                    if let ConnectionError::ApplicationClosed(closed) = &reason {
+                        let by = name.clone();
+                        if closed.error_code == REMOVED.into() {
+                            self.common.shared.ends(Ending::Removed { by });
+                        } else if closed.error_code == OTHER_DATA.into() {
+                            self.common.shared.ends(Ending::OtherData { by });
+                        }
                     }
                     // Who ends connections at once is no news each time, nor worth a busy loop.
                     if since.elapsed() >= BACKOFF_MAX {
@@ -223,18 +275,29 @@ impl Dialler {
         *self.up.lock().unwrap_or_else(PoisonError::into_inner) = up;
     }
 
+    /// Tries one address after the other.
     async fn connect(&self) -> Result<Up, Error> {
-        let Common { endpoint, credentials, own, peer_address, client_address, .. } = &*self.common;
-        let address = resolve(&self.contact.peer_address).await?;
-        let (node, kind) = (&self.contact.name, PortKind::Peer);
-        let connection = quic::dial(endpoint, address, node, credentials, kind).await?;
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut failed = Error::NoAddress;
+        for address in addresses {
+            match self.connect_to(&address).await {
+                Ok(up) => {
+                    self.common.shared.tell(|input| input.reached.push((self.to, address)));
+                    return Ok(up);
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn connect_to(&self, address: &str) -> Result<Up, Error> {
+        let Common { endpoint, credentials, .. } = &*self.common;
+        let address = resolve(address).await?;
+        let kind = PortKind::Peer;
+        let connection = quic::dial(endpoint, address, &self.name, credentials, kind).await?;
         let control = open(&connection, CONTROL_PRIORITY, CONTROL_BYTES_MAX).await?;
-        let hello = PeerHello {
-            from: *own,
-            to: self.to,
-            peer_address: peer_address.clone(),
-            client_address: client_address.clone(),
-        };
+        let hello = self.common.hello(self.to, self.data);
         let said = control.push(|buffer| {
             encode_frame(buffer, FrameKind::PeerHello, 0, |body| proto::encode(&hello, body));
         });
@@ -273,7 +336,7 @@ async fn open(
     Ok(writer)
 }
 
-async fn resolve(address: &str) -> Result<SocketAddr, Error> {
+pub(super) async fn resolve(address: &str) -> Result<SocketAddr, Error> {
     let failed = |source| Error::Resolve { address: address.to_owned(), source };
     let mut found = tokio::net::lookup_host(address).await.map_err(failed)?;
     found.next().ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))

@@ -15,15 +15,16 @@
 
 mod answers;
 mod authorise;
-mod book;
 mod clients;
 mod driver;
+mod elders;
 mod fetch;
 mod forward;
 mod joined;
 mod joining;
 mod links;
 mod peers;
+mod refusals;
 mod repair;
 mod save;
 mod scan;
@@ -33,23 +34,25 @@ mod shared;
 mod snapshots;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-pub use joining::{Ask, Asked, ask_to_join, init, init_joined, restore};
+pub use joined::Known;
+pub use joining::{Admitted, Ask, Asked, ask_to_join, init, init_joined, restore};
 pub use settings::{LogIo, Member, Settings};
 
 use crate::node;
 use crate::node::run::Threads;
-use crate::node::{Opened, Opening};
+use crate::node::{Book, Opened, Opening};
 use crate::pki::{self, Credentials};
 use crate::quic::{self, PortKind};
 use crate::raft::Index;
 use crate::wal;
 use clients::Clients;
-use driver::Driver;
+use driver::{Driver, Lonely};
 use links::{Common, Links};
+use refusals::Refusals;
 use setup::{load_credentials, open_options, own_member};
-use shared::Shared;
+use shared::{Ending, Shared};
 
 /// Why a node does not start, or stops.
 #[derive(Debug, thiserror::Error)]
@@ -106,12 +109,44 @@ pub enum Error {
         /// Who says so.
         by: String,
     },
+    /// Another data directory acts for the node.
+    #[error(
+        "{by} says that another data directory acts for this node: start the node with `quicraft node --rejoin`, so that \
+         a new member takes its place, since this directory has forgotten what the node voted for and confirmed"
+    )]
+    OtherData {
+        /// Who says so.
+        by: String,
+    },
+    /// Another member's log and this node's contradict each other where both are committed.
+    #[error(
+        "{by} contradicts what is committed here at index {index}: one of the two has lost data. This node stops, so that \
+         its copy is not overwritten. Keep a copy of its data directory, and find out which of the two is right"
+    )]
+    Contradicted {
+        /// The other member.
+        by: String,
+        /// The entry.
+        index: Index,
+    },
+    /// The system has no randomness.
+    #[error("the system gives no random numbers, so no data directory can be made")]
+    NoRandomness,
     /// The node lost what it knew, and the cluster does not take a new one in its place.
     #[error("cannot become a new member in the place of this one: {0}")]
     NoSuccessor(String),
     /// The system gives no threads.
     #[error("cannot start a thread: {0}")]
     Threads(std::io::Error),
+}
+
+impl From<Ending> for Error {
+    fn from(ending: Ending) -> Error {
+        match ending {
+            Ending::Removed { by } => Error::Removed { by },
+            Ending::OtherData { by } => Error::OtherData { by },
+        }
+    }
 }
 
 impl Error {
@@ -144,6 +179,7 @@ pub async fn run(
     joining::finish_replacing(settings, &credentials)?;
     let options = open_options(settings, &credentials)?;
     let (own, cluster_id) = (options.raft.id, options.identity.cluster);
+    let data = node::data_id(&options)?;
     let has_others = options.has_others;
     let store_options = options.store;
     let snapshots = node::snapshots_dir(&options.disk, &settings.data);
@@ -154,19 +190,32 @@ pub async fn run(
     let peer_endpoint = bind(PortKind::Peer, settings.peer_listen)?;
     let opening = node::open(options)?;
 
-    let shared = Arc::new(Shared::new(own));
+    let shared = Arc::new(Shared::new(own, data));
     let advertised = own_member(settings)?;
     let links = Links::new(Common {
         endpoint: peer_endpoint.clone(),
         credentials: Arc::clone(&credentials),
         own,
+        data,
         peer_address: advertised.peer_address.clone(),
         client_address: advertised.client_address.clone(),
         shared: Arc::clone(&shared),
     });
-    let receiver = snapshots::Receiver::new(snapshots.clone(), cluster_id, store_options);
-    let receiver = matches!(opening, Opening::Ready(_)).then(|| Arc::new(receiver));
-    tokio::spawn(peers::accept(peer_endpoint.clone(), receiver, Arc::clone(&shared)));
+    let limit = snapshots::file_bytes_max(settings.store_bytes_max);
+    let receiver = snapshots::Receiver::new(snapshots.clone(), cluster_id, (store_options, limit));
+    let receiver = matches!(opening, Opening::Ready(_)).then_some(receiver);
+    let book = match &opening {
+        Opening::Ready(opened) => Book::of(&opened.node),
+        Opening::Repair(repair) => repair.book(),
+    };
+    shared.book.send_replace(Arc::new(book));
+    let door = peers::Door {
+        receiver,
+        shared: Arc::clone(&shared),
+        connections: Mutex::default(),
+        refusals: Refusals::default(),
+    };
+    tokio::spawn(Arc::new(door).accept(peer_endpoint.clone()));
     let clients = Arc::new(Clients {
         shared: Arc::clone(&shared),
         value_bytes_max: settings.value_bytes_max,
@@ -226,7 +275,17 @@ fn driver(
         settings.client_listen,
         settings.peer_listen
     );
-    Ok(Driver { node, threads, shared, links, snapshots, leader: None, members: None })
+    let patience = settings.election_timeout * 2;
+    Ok(Driver {
+        node,
+        threads,
+        shared,
+        links,
+        snapshots,
+        leader: None,
+        members: None,
+        lonely: Lonely::new(patience),
+    })
 }
 
 fn after_repair(
@@ -242,9 +301,10 @@ fn after_repair(
             tracing::warn!("the log is mended, the node starts again");
             Ok(Ended::Again)
         }
-        repair::Ended::Replaced(id) => {
-            joining::replace(settings, credentials, id)?;
-            tracing::warn!("starts again as the new member {id}");
+        repair::Ended::Replaced(joined) => {
+            let id = joined.id.unwrap_or_default();
+            joining::replace(settings, credentials, joined)?;
+            tracing::warn!("starts again as a new member, with id {id}");
             Ok(Ended::Again)
         }
     }

@@ -1,105 +1,273 @@
 //! What other nodes send: connections are accepted from who says who it is and takes part, and read.
+//!
+//! **Always:** what counts of a message is decided by the table of seats ([`crate::raft::PeerMessage`]): by the core for
+//! its own messages, here for the others. A member has one connection; a newer one takes the place of an older one.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
-use super::book::Stranger;
+use super::refusals::Refusals;
 use super::shared::Shared;
 use super::snapshots::Frames;
-use super::{clients, fetch, forward, snapshots};
-use crate::node::decode_message;
+use super::{clients, elders, fetch, forward, snapshots};
+use crate::node::{Stranger, decode_message};
 use crate::pki::Who;
 use crate::proto::frame::{Frame, FrameKind};
 use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_BYTES_MAX};
 use crate::proto::peer::PeerHello;
 use crate::proto::{self, Malformed};
 use crate::quic::{self, FrameReader};
-use crate::raft::{Contact, Message, NodeId};
+use crate::raft::{Contact, Message, NodeId, PeerMessage, Standing};
 use crate::wal::Batch;
 
-/// Accepts connections of other members, for as long as the endpoint lives; without a receiver no snapshots.
-pub(super) async fn accept(
-    endpoint: Endpoint,
-    receiver: Option<Arc<snapshots::Receiver>>,
-    shared: Arc<Shared>,
-) {
-    while let Some(incoming) = endpoint.accept().await {
-        let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else { continue };
-        let (receiver, shared) = (receiver.clone(), Arc::clone(&shared));
-        tokio::spawn(async move {
-            let identified = quic::accept(incoming).await;
-            let (connection, identity) = match identified {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    clients::report_refused("peer", &error);
-                    return;
-                }
+/// The port of nodes.
+pub(super) struct Door {
+    /// Takes snapshots in; a node in repair has none.
+    pub(super) receiver: Option<snapshots::Receiver>,
+    pub(super) shared: Arc<Shared>,
+    /// The newest connection of each member.
+    pub(super) connections: Mutex<BTreeMap<NodeId, Connection>>,
+    pub(super) refusals: Refusals,
+}
+
+/// Who speaks on a connection.
+pub(super) struct Speaker {
+    pub(super) hello: PeerHello,
+    /// The name in its certificate.
+    pub(super) name: String,
+}
+
+impl Door {
+    /// Accepts connections of other members, for as long as the endpoint lives.
+    pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
+        while let Some(incoming) = endpoint.accept().await {
+            let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else {
+                continue;
             };
-            match identity.who {
-                Who::Node { name } => greet(connection, name, &receiver, &shared).await,
-                Who::Client { .. } => {}
+            let door = Arc::clone(&self);
+            tokio::spawn(async move {
+                let identified = quic::accept(incoming).await;
+                let (connection, identity) = match identified {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        clients::report_refused("peer", &error);
+                        return;
+                    }
+                };
+                match identity.who {
+                    Who::Node { name } => door.greet(connection, name).await,
+                    Who::Client { .. } => {}
+                }
+            });
+        }
+    }
+
+    /// Hears who speaks, and then everything else, for as long as it takes part.
+    async fn greet(self: &Arc<Self>, connection: Connection, name: String) {
+        let heard = timeout(HELLO_PATIENCE, hear_hello(&connection)).await;
+        let (hello, reader, frames) = match heard {
+            Ok(Ok(heard)) => heard,
+            // Gone again, and the next try is another connection.
+            Ok(Err(quic::Error::Lost(_))) | Err(_) => {
+                connection.close(2_u32.into(), b"no hello");
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!("{name} is cut off: {error}");
+                connection.close(2_u32.into(), b"malformed hello");
+                return;
+            }
+        };
+        let speaker = Arc::new(Speaker { hello, name });
+        let mut book = self.shared.book.subscribe();
+        let judged = book.borrow_and_update().judge(&speaker.hello, &speaker.name);
+        match judged {
+            Err(stranger) => return self.refuse(&connection, &speaker, &stranger),
+            Ok(Standing::Unknown) => return self.answer_stranger(&connection).await,
+            Ok(_) => self.welcome(&connection, &speaker),
+        }
+        self.spawn_read(&connection, (reader, frames), &speaker);
+        let changed = async {
+            loop {
+                if book.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                let judged = book.borrow_and_update().judge(&speaker.hello, &speaker.name);
+                if let Err(stranger) = judged {
+                    return stranger;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.serve(&connection, &speaker) => {}
+            stranger = changed => self.refuse(&connection, &speaker, &stranger),
+        }
+        self.forget(&connection, speaker.hello.from);
+    }
+
+    /// A member speaks: this is its connection from now on, and what it says of its addresses is noted.
+    fn welcome(&self, connection: &Connection, speaker: &Speaker) {
+        let PeerHello { from, peer_address, client_address, .. } = speaker.hello.clone();
+        if let Some(older) = self.connections().insert(from, connection.clone()) {
+            older.close(REPLACED.into(), b"a newer connection of this node");
+        }
+        let contact = Contact { name: speaker.name.clone(), peer_address, client_address };
+        self.shared.tell(|input| input.announced.push((from, contact)));
+    }
+
+    fn forget(&self, connection: &Connection, from: NodeId) {
+        let mut connections = self.connections();
+        if connections.get(&from).is_some_and(|it| it.stable_id() == connection.stable_id()) {
+            connections.remove(&from);
+        }
+    }
+
+    fn connections(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse(&self, connection: &Connection, speaker: &Speaker, stranger: &Stranger) {
+        let Speaker { hello: PeerHello { from, .. }, name } = speaker;
+        let text = format!("refused node {name}, which says that its id is {}: {stranger}", from.0);
+        match stranger {
+            // It goes by an old list, and tries again until it has a newer one.
+            Stranger::Misdirected => tracing::debug!("{text}"),
+            Stranger::Unknown
+            | Stranger::Removed
+            | Stranger::OtherData
+            | Stranger::FoundedDifferently { .. } => {
+                if let Some(line) = self.refusals.line(text, Instant::now()) {
+                    tracing::warn!("{line}");
+                }
+            }
+        }
+        connection.close(code(stranger), stranger.to_string().as_bytes());
+    }
+
+    /// Whoever is no member as far as this node knows may ask who the members are, once.
+    async fn answer_stranger(&self, connection: &Connection) {
+        let answered = timeout(HELLO_PATIENCE, async {
+            let Ok((send, recv)) = connection.accept_bi().await else { return };
+            let asked = Frames::of(recv, STRANGER_BYTES_MAX).next().await;
+            if asked.is_ok_and(|frame| frame.kind == FrameKind::AskMembers) {
+                let book = self.shared.book.borrow().clone();
+                elders::receive(send, &book).await;
+            }
+        });
+        // Who asks too slowly asks again.
+        let _ = answered.await;
+        connection.close(code(&Stranger::Unknown), b"answered");
+    }
+
+    /// Reads what one peer sends until its connection ends.
+    async fn serve(self: &Arc<Self>, connection: &Connection, speaker: &Arc<Speaker>) {
+        loop {
+            tokio::select! {
+                stream = connection.accept_uni() => {
+                    let Ok(stream) = stream else { return };
+                    let reader = FrameReader::new(stream, PEER_FRAME_BYTES_MAX);
+                    self.spawn_read(connection, (reader, Vec::new()), speaker);
+                }
+                stream = connection.accept_bi() => {
+                    let Ok((send, recv)) = stream else { return };
+                    let (door, speaker) = (Arc::clone(self), Arc::clone(speaker));
+                    tokio::spawn(async move { door.serve_question(send, recv, &speaker).await });
+                }
+            }
+        }
+    }
+
+    /// One question or transfer, on a stream of its own.
+    async fn serve_question(&self, send: SendStream, recv: RecvStream, speaker: &Speaker) {
+        let from = &speaker.name;
+        let mut frames = Frames::of(recv, PEER_FRAME_BYTES_MAX);
+        let first = match frames.next().await {
+            Ok(first) => first,
+            Err(error) => return tracing::debug!("a stream of {from} broke: {error}"),
+        };
+        let kind = match first.kind {
+            FrameKind::Forward => PeerMessage::Forward,
+            FrameKind::Fetch => PeerMessage::Fetch,
+            FrameKind::AskMembers => PeerMessage::AskMembers,
+            _ => PeerMessage::Snapshot,
+        };
+        if !self.is_allowed(kind, speaker) {
+            // Its stream ends without an answer.
+            return tracing::debug!("{from} may not send this kind of message: {kind:?}");
+        }
+        match (kind, &self.receiver) {
+            (PeerMessage::Forward, _) => forward::receive(&first, send, from, &self.shared),
+            (PeerMessage::Fetch, _) => fetch::receive(&first, send, from, &self.shared).await,
+            (PeerMessage::AskMembers, _) => {
+                let book = self.shared.book.borrow().clone();
+                elders::receive(send, &book).await;
+            }
+            (_, Some(receiver)) => {
+                receiver.receive(first, frames, send, speaker, &self.shared).await;
+            }
+            (_, None) => tracing::debug!("{from} sends a snapshot to a node in repair"),
+        }
+    }
+
+    /// Whether a message that is not the core's counts.
+    fn is_allowed(&self, kind: PeerMessage, speaker: &Speaker) -> bool {
+        let leader = self.shared.leader().map(|(leader, _)| leader);
+        let leads = leader == Some(speaker.hello.from);
+        self.shared.book.borrow().is_allowed(kind, &speaker.hello, leads)
+    }
+
+    /// Reads a stream to its end, beginning with the frames that are here already.
+    fn spawn_read(
+        self: &Arc<Self>,
+        connection: &Connection,
+        (reader, frames): (FrameReader, Vec<Frame>),
+        speaker: &Arc<Speaker>,
+    ) {
+        let (connection, door) = (connection.clone(), Arc::clone(self));
+        let speaker = Arc::clone(speaker);
+        tokio::spawn(async move {
+            // A stream that broke went with its connection, which the link reports.
+            if let Err(quic::Error::Malformed(error)) = door.read(reader, frames, &speaker).await {
+                tracing::warn!("{} is cut off: {error}", speaker.name);
+                connection.close(2_u32.into(), b"malformed message");
             }
         });
     }
-}
 
-/// Hears who speaks, and then everything else, for as long as it takes part.
-async fn greet(
-    connection: Connection,
-    name: String,
-    receiver: &Option<Arc<snapshots::Receiver>>,
-    shared: &Arc<Shared>,
-) {
-    let heard = timeout(HELLO_PATIENCE, hear_hello(&connection)).await;
-    let (hello, reader, frames) = match heard {
-        Ok(Ok(heard)) => heard,
-        // Gone again, and the next try is another connection.
-        Ok(Err(quic::Error::Lost(_))) | Err(_) => {
-            connection.close(2_u32.into(), b"no hello");
-            return;
-        }
-        Ok(Err(error)) => {
-            tracing::warn!("{name} is cut off: {error}");
-            connection.close(2_u32.into(), b"malformed hello");
-            return;
-        }
-    };
-    let peer = hello.from;
-    let mut book = shared.book.subscribe();
-    let judged = book.borrow_and_update().judge(&hello, &name);
-    if let Err(stranger) = judged {
-        match stranger {
-            // It goes by an old list, and tries again until it has a newer one.
-            Stranger::Misdirected => tracing::debug!("refused {name} as {peer}: {stranger}"),
-            Stranger::Unknown | Stranger::Removed => {
-                tracing::info!("refused {name} as {peer}: {stranger}");
-            }
-        }
-        connection.close(stranger.code(), stranger.to_string().as_bytes());
-        return;
-    }
-    let PeerHello { peer_address, client_address, .. } = hello.clone();
-    let contact = Contact { name: name.clone(), peer_address, client_address, ticket: 0 };
-    shared.tell(|input| input.announced.push((peer, contact)));
-    spawn_read(&connection, (reader, frames), peer, shared);
-    let changed = async {
+    async fn read(
+        &self,
+        mut reader: FrameReader,
+        mut frames: Vec<Frame>,
+        speaker: &Speaker,
+    ) -> Result<(), quic::Error> {
+        let (from, data) = (speaker.hello.from, speaker.hello.data);
+        let mut messages: Vec<(Message, Option<Batch>)> = Vec::new();
         loop {
-            if book.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            for frame in frames.drain(..) {
+                if frame.kind == FrameKind::StateHash {
+                    let told = proto::decode(&frame.body, "state hash")?;
+                    if self.is_allowed(PeerMessage::StateHash, speaker) {
+                        self.shared.hear_state_hash(from, told);
+                    }
+                    continue;
+                }
+                let (message, batch) = decode_message(&frame.body)?;
+                let is_its_own = message.from == from && message.data == data;
+                if frame.kind != FrameKind::Raft || !is_its_own {
+                    return Err(Malformed("message of another node").into());
+                }
+                messages.push((message, batch));
             }
-            if let Err(stranger) = book.borrow_and_update().judge(&hello, &name) {
-                return stranger;
+            if !messages.is_empty() {
+                self.shared.receive(&mut messages).await;
             }
-        }
-    };
-    tokio::select! {
-        () = serve(&connection, peer, receiver, shared) => {}
-        stranger = changed => {
-            tracing::info!("refused {name} as {peer}: {stranger}");
-            connection.close(stranger.code(), stranger.to_string().as_bytes());
+            if !reader.read_batch(&mut frames).await? {
+                return Ok(());
+            }
         }
     }
 }
@@ -129,92 +297,23 @@ async fn hear_hello(
     Ok((hello, reader, frames))
 }
 
-/// Reads what one peer sends until its connection ends.
-async fn serve(
-    connection: &Connection,
-    peer: NodeId,
-    receiver: &Option<Arc<snapshots::Receiver>>,
-    shared: &Arc<Shared>,
-) {
-    loop {
-        tokio::select! {
-            stream = connection.accept_uni() => {
-                let Ok(stream) = stream else { return };
-                let reader = FrameReader::new(stream, PEER_FRAME_BYTES_MAX);
-                spawn_read(connection, (reader, Vec::new()), peer, shared);
-            }
-            stream = connection.accept_bi() => {
-                let Ok((send, recv)) = stream else { return };
-                let (receiver, shared) = (receiver.clone(), Arc::clone(shared));
-                tokio::spawn(async move {
-                    let mut frames = Frames::of(recv, PEER_FRAME_BYTES_MAX);
-                    match frames.next().await {
-                        Ok(first) if first.kind == FrameKind::Forward => {
-                            forward::receive(&first, send, peer, &shared);
-                        }
-                        Ok(first) if first.kind == FrameKind::Fetch => {
-                            fetch::receive(&first, send, peer, &shared).await;
-                        }
-                        Ok(first) => match receiver {
-                            Some(receiver) => {
-                                receiver.receive(first, frames, send, peer, &shared).await;
-                            }
-                            None => tracing::debug!("{peer} sends a snapshot to a node in repair"),
-                        },
-                        Err(error) => tracing::debug!("a stream of {peer} broke: {error}"),
-                    }
-                });
-            }
-        }
+/// The code that a connection of a stranger is closed with.
+fn code(stranger: &Stranger) -> VarInt {
+    match stranger {
+        Stranger::Unknown => 1_u32.into(),
+        Stranger::Removed => REMOVED.into(),
+        Stranger::Misdirected => 4_u32.into(),
+        Stranger::OtherData => OTHER_DATA.into(),
+        Stranger::FoundedDifferently { .. } => 6_u32.into(),
     }
 }
 
-/// Reads a stream to its end, beginning with the frames that are here already.
-fn spawn_read(
-    connection: &Connection,
-    (reader, frames): (FrameReader, Vec<Frame>),
-    peer: NodeId,
-    shared: &Arc<Shared>,
-) {
-    let (connection, shared) = (connection.clone(), Arc::clone(shared));
-    tokio::spawn(async move {
-        // A stream that broke went with its connection, which the link reports.
-        if let Err(quic::Error::Malformed(error)) = read(reader, frames, peer, &shared).await {
-            tracing::warn!("{peer} is cut off: {error}");
-            connection.close(2_u32.into(), b"malformed message");
-        }
-    });
-}
-
-async fn read(
-    mut reader: FrameReader,
-    mut frames: Vec<Frame>,
-    peer: NodeId,
-    shared: &Shared,
-) -> Result<(), quic::Error> {
-    let mut messages: Vec<(Message, Option<Batch>)> = Vec::new();
-    loop {
-        for frame in frames.drain(..) {
-            if frame.kind == FrameKind::StateHash {
-                let told = proto::decode(&frame.body, "state hash")?;
-                shared.hear_state_hash(peer, told);
-                continue;
-            }
-            let (message, batch) = decode_message(&frame.body)?;
-            if frame.kind != FrameKind::Raft || message.from != peer {
-                return Err(Malformed("message of another node").into());
-            }
-            messages.push((message, batch));
-        }
-        if !messages.is_empty() {
-            shared.receive(&mut messages).await;
-        }
-        if !reader.read_batch(&mut frames).await? {
-            return Ok(());
-        }
-    }
-}
-
+/// Tells a node that it was removed.
+pub(super) const REMOVED: u32 = 3;
+/// Tells a node that another data directory acts for it.
+pub(super) const OTHER_DATA: u32 = 5;
+/// Tells a node that a newer connection took the place of this one.
+const REPLACED: u32 = 7;
 /// Connections with the other members both ways, twice over after a reconnection, and handshakes of strangers, who get
 /// no further; more are refused.
 const CONNECTIONS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
@@ -222,3 +321,5 @@ const CONNECTIONS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// The greatest entry, and a message's worth of small ones before it.
 const PEER_FRAME_BYTES_MAX: usize = FRAME_BYTES_MAX + (1 << 20);
+/// A question for the members has no body.
+const STRANGER_BYTES_MAX: usize = 64;

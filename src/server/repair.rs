@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
 
 use super::answers::Burst;
-use super::joining::{self, Ask, Asked};
+use super::joined::Joined;
+use super::joining::{self, Ask, Succession};
 use super::links::Links;
 use super::shared::Shared;
 use super::{Error, Settings, fetch};
@@ -23,8 +24,8 @@ use crate::wal::Batch;
 pub(super) enum Ended {
     /// The log can be mended.
     Mendable(Box<Repair>),
-    /// A new member with this id takes the node's place.
-    Replaced(u64),
+    /// A new member takes the node's place.
+    Replaced(Joined),
     /// The node was told to stop.
     Stopped,
 }
@@ -47,11 +48,11 @@ pub(super) async fn run(
     for damage in repair.damages() {
         tracing::warn!("{damage}");
     }
-    links.follow(repair.contacts().clone());
+    links.follow(repair.peers());
     let (answers, mut answered) = mpsc::unbounded_channel::<Answer>();
     let mut ticker = interval(TICK);
     let mut is_asking = false;
-    let mut successor: Option<Asked> = None;
+    let mut successor: Option<Succession> = None;
     let (mut next_word, mut told) = (Instant::now(), BTreeSet::new());
     loop {
         tokio::select! {
@@ -65,13 +66,13 @@ pub(super) async fn run(
                 }
             }
             given = joining::given(&mut successor) => match given {
-                Ok(id) => return Ok(Ended::Replaced(id)),
+                Ok(joined) => return Ok(Ended::Replaced(joined)),
                 Err(error) => return Err(Error::NoSuccessor(error)),
             },
             () = &mut *shutdown => return Ok(Ended::Stopped),
         }
-        if let Some(by) = shared.removed_by() {
-            return Err(Error::Removed { by });
+        if let Some(ending) = shared.ending() {
+            return Err(ending.into());
         }
         answer_clients(&repair, &shared);
         shared.answer_fetches(|want| repair.fetch(want));
@@ -87,7 +88,8 @@ pub(super) async fn run(
                     tracing::warn!("{why}: a new member shall take this node's place");
                 }
                 if successor.is_none() {
-                    successor = Some(joining::succeed(settings, repair.contacts(), ask)?);
+                    let others = repair.others().map(|(_, contact)| contact.client_address.clone());
+                    successor = Some(joining::succeed(settings, others, ask)?);
                 }
             }
             Outcome::Wanting if !is_asking => {

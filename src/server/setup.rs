@@ -1,15 +1,18 @@
 //! From what a node is told at start to what its parts are told.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ring::rand::{SecureRandom, SystemRandom};
+
 use super::driver::TICK;
-use super::joined::Joined;
+use super::joined::{Joined, Known};
 use super::{Error, Member, Settings};
 use crate::disk::OsDisk;
 use crate::node::{About, OpenOptions};
 use crate::pki::{self, Credentials};
-use crate::raft::{Config, Contact, NodeId};
+use crate::raft::{Config, Contact, DataId, NodeId};
 use crate::{store, wal};
 
 /// The node's entry among the members.
@@ -45,11 +48,13 @@ pub(super) fn open_options(
     credentials: &Credentials,
 ) -> Result<OpenOptions, Error> {
     let joined = Joined::read(&settings.data)?;
-    let id = match &joined {
-        Some(joined) => joined.id.ok_or_else(|| Error::NotJoined(settings.name.clone()))?,
-        None => own_member(settings)?.id,
+    let (id, data) = match &joined {
+        Some(joined) => {
+            let id = joined.id.ok_or_else(|| Error::NotJoined(settings.name.clone()))?;
+            (NodeId(id), DataId(joined.data))
+        }
+        None => (NodeId(own_member(settings)?.id), draw_data()?),
     };
-    let id = NodeId(id);
     let ticks = |time: Duration| {
         u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX).max(1)
     };
@@ -57,17 +62,13 @@ pub(super) fn open_options(
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
     let cluster = &credentials.identity().cluster;
     let secret = credentials.derive_secret(b"quicraft store hash");
-    // Who joined knows the others from the log, which no configuration can contradict.
-    let has_joined = joined.is_some();
-    let first_members = settings.members.iter().filter(|_| !has_joined);
-    let contacts = first_members.map(|member| {
-        let Member { id, name, peer_address, client_address } = member.clone();
-        (NodeId(id), Contact { name, peer_address, client_address, ticket: 0 })
-    });
+    // The ids of the configuration are those of the founders; who joined was given another.
+    let founders = settings.members.iter().filter(|_| joined.is_none());
+    let founders = founders.map(|member| (NodeId(member.id), member.name.clone())).collect();
     Ok(OpenOptions {
         dir: settings.data.clone(),
         disk: Arc::new(OsDisk),
-        identity: wal::Identity { cluster: pki::cluster_id(cluster), node: id },
+        identity: wal::Identity { cluster: pki::cluster_id(cluster), node: id, data },
         log: wal::Options {
             segment_bytes: settings.segment_bytes,
             ..wal::Options::new(settings.log_io)
@@ -78,6 +79,7 @@ pub(super) fn open_options(
         },
         raft: Config {
             id,
+            data,
             heartbeat_ticks,
             election_ticks: ticks(settings.election_timeout).max(heartbeat_ticks + 1),
             seed,
@@ -90,7 +92,7 @@ pub(super) fn open_options(
         about: About {
             name: settings.name.clone(),
             cluster: cluster.clone(),
-            contacts: contacts.collect(),
+            configured: configured(settings, joined.as_ref()),
             value_bytes_max: settings.value_bytes_max,
             store_bytes_max: settings.store_bytes_max,
             snapshot_log_bytes: settings.snapshot_log_bytes,
@@ -99,8 +101,36 @@ pub(super) fn open_options(
                 age_ms: u64::try_from(settings.history_age.as_millis()).unwrap_or(u64::MAX),
             },
         },
+        founders,
         has_others: joined.is_some() || settings.members.len() > 1,
     })
+}
+
+/// How nodes are reached: as a node was told when it joined, and above all as its configuration says.
+fn configured(settings: &Settings, joined: Option<&Joined>) -> BTreeMap<String, Contact> {
+    let told = joined.into_iter().flat_map(|joined| joined.members.iter().cloned());
+    let told = told.map(|Known { name, peer, client }| Contact {
+        name,
+        peer_address: peer,
+        client_address: client,
+    });
+    let members = settings.members.iter().cloned();
+    let configured = members.map(|Member { name, peer_address, client_address, .. }| Contact {
+        name,
+        peer_address,
+        client_address,
+    });
+    told.chain(configured).map(|contact| (contact.name.clone(), contact)).collect()
+}
+
+/// The number of a new data directory.
+///
+/// # Errors
+/// If the system has no randomness.
+pub(super) fn draw_data() -> Result<DataId, Error> {
+    let mut bytes = [0; 8];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::NoRandomness)?;
+    Ok(DataId(u64::from_le_bytes(bytes).max(1)))
 }
 
 /// The lease of a leader ends before the promises that it rests on, also if a voter's clock runs by a third faster.

@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
-use super::book::Book;
-use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request, Sent};
+use crate::node::{Book, Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::peer::{StateHash, Want};
 use crate::quic::{FrameWriter, IdMap};
-use crate::raft::{Index, Message, NodeId};
+use crate::raft::{DataId, Index, Message, NodeId, Term};
 use crate::store::Reader;
 use crate::wal::Batch;
 
@@ -38,8 +37,10 @@ pub(super) struct Shared {
     next_stream: AtomicU64,
     /// Who may speak as which node.
     pub(super) book: watch::Sender<Arc<Book>>,
-    /// The node that said that this one was removed.
-    removed_by: Mutex<Option<String>>,
+    /// Who leads, and in which term.
+    leader: Mutex<Option<(NodeId, Term)>>,
+    /// Why this node must end, if another one said so.
+    ending: Mutex<Option<Ending>>,
     /// What nodes that repair their logs ask for.
     fetches: Mutex<Vec<Fetch>>,
     /// Writes on their way to the leader; more are refused as `Busy`.
@@ -48,10 +49,11 @@ pub(super) struct Shared {
 
 impl Shared {
     /// For one node.
-    pub(super) fn new(own: NodeId) -> Shared {
+    pub(super) fn new(own: NodeId, data: DataId) -> Shared {
         Shared {
-            book: watch::Sender::new(Arc::new(Book::blank(own))),
-            removed_by: Mutex::default(),
+            book: watch::Sender::new(Arc::new(Book::blank(own, data))),
+            leader: Mutex::default(),
+            ending: Mutex::default(),
             input: Mutex::default(),
             bell: Notify::new(),
             drained: Notify::new(),
@@ -81,16 +83,39 @@ impl Shared {
         }
     }
 
-    /// Another node says that this one was removed.
-    pub(super) fn removed(&self, by: &str) {
-        *lock(&self.removed_by) = Some(by.to_owned());
+    /// Another node says that this one has no place. That another data directory acts for it is not believed if the log
+    /// of this node says for certain that its own one does.
+    pub(super) fn ends(&self, ending: Ending) {
+        if matches!(ending, Ending::OtherData { .. }) && self.book.borrow().is_seated() {
+            return;
+        }
+        *lock(&self.ending) = Some(ending);
         self.bell.notify_one();
     }
 
-    /// Who said so, if anybody did.
-    pub(super) fn removed_by(&self) -> Option<String> {
-        lock(&self.removed_by).clone()
+    /// Why this node must end.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        lock(&self.ending).clone()
     }
+
+    /// The node leads in this term, as far as this one knows.
+    pub(super) fn set_leader(&self, leader: Option<(NodeId, Term)>) {
+        *lock(&self.leader) = leader;
+    }
+
+    /// What was set last.
+    pub(super) fn leader(&self) -> Option<(NodeId, Term)> {
+        *lock(&self.leader)
+    }
+}
+
+/// Why a node must end, as another one says.
+#[derive(Clone, Debug)]
+pub(super) enum Ending {
+    /// It was removed.
+    Removed { by: String },
+    /// Another data directory acts for it.
+    OtherData { by: String },
 }
 
 /// What a node that repairs its log asks for.
@@ -309,7 +334,7 @@ mod tests {
 
     /// A scan whose client asks nothing more, before (`early`) or after it may read.
     async fn scan(early: bool) {
-        let shared = Arc::new(Shared::new(NodeId(1)));
+        let shared = Arc::new(Shared::new(NodeId(1), DataId(1)));
         let (writer, _driver) = FrameWriter::new(1 << 20);
         let stream = shared.open_stream(writer.clone(), false);
         let to = ReplyTo { stream, request_id: 1 };
@@ -353,7 +378,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_scan_that_finds_no_room_leaves_nothing_behind() {
-        let shared = Shared::new(NodeId(1));
+        let shared = Shared::new(NodeId(1), DataId(1));
         let (writer, _driver) = FrameWriter::new(1 << 20);
         let to = ReplyTo { stream: shared.open_stream(writer, false), request_id: 1 };
         let ready = shared.wait_for_scan(to.stream).expect("the stream is its own");
@@ -365,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_stream_has_a_limited_number_of_questions_without_an_answer() {
-        let shared = Shared::new(NodeId(1));
+        let shared = Shared::new(NodeId(1), DataId(1));
         let (writer, _driver) = FrameWriter::new(1 << 20);
         let stream = shared.open_stream(writer, true);
         let ask = |request_id| {
@@ -387,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_tick_and_a_transfer_arrive_once() {
-        let shared = Shared::new(NodeId(1));
+        let shared = Shared::new(NodeId(1), DataId(1));
         let mut input = Input { ticks: 1, transfer: true, ..Input::default() };
         shared.take_input(&mut input);
         assert!(input.ticks == 1 && input.transfer);

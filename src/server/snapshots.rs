@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::peers::Speaker;
 use super::shared::Shared;
 use crate::node::{self, ReceivedSnapshot, Sent, SnapshotAt};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
@@ -50,8 +51,12 @@ pub(super) enum Error {
     Refused,
     #[error("what arrived is damaged: it is made anew")]
     Damaged,
-    #[error("nothing came for {} s", STALL_PATIENCE.as_secs())]
+    #[error("it came too slowly: at least {RATE_MIN} bytes a second are asked for")]
     Stalled,
+    #[error("it is not the leader's of this term")]
+    NotLeaders,
+    #[error("{bytes} bytes are more than this node has room for: at most {max}")]
+    TooLarge { bytes: u64, max: u64 },
 }
 
 /// A snapshot file that is read from an offset on. It stays readable when it is removed meanwhile.
@@ -216,19 +221,27 @@ pub(super) struct Receiver {
     dir: snapshot::Dir,
     cluster_id: [u8; 16],
     store: store::Options,
+    /// Longer files are refused.
+    bytes_max: u64,
     /// What came of a transfer that broke off. Locked while one is under way.
-    unfinished: tokio::sync::Mutex<Option<Unfinished>>,
+    unfinished: Arc<tokio::sync::Mutex<Option<Unfinished>>>,
 }
 
 /// The beginning of a file.
 struct Unfinished {
     digest: [u8; 16],
     incoming: Incoming,
+    /// When it broke off.
+    since: Instant,
 }
 
 impl Receiver {
-    pub(super) fn new(dir: snapshot::Dir, cluster_id: [u8; 16], store: store::Options) -> Receiver {
-        Receiver { dir, cluster_id, store, unfinished: tokio::sync::Mutex::new(None) }
+    pub(super) fn new(
+        dir: snapshot::Dir,
+        cluster_id: [u8; 16],
+        (store, bytes_max): (store::Options, u64),
+    ) -> Receiver {
+        Receiver { dir, cluster_id, store, bytes_max, unfinished: Arc::default() }
     }
 
     /// Takes in the snapshot that `first` announces and answers whether it is here, whole and good.
@@ -237,15 +250,18 @@ impl Receiver {
         first: Frame,
         mut frames: Frames,
         mut send: SendStream,
-        from: NodeId,
+        speaker: &Speaker,
         shared: &Shared,
     ) {
+        let from = &speaker.name;
         let result = match self.unfinished.try_lock() {
             Ok(mut unfinished) => {
-                self.take(&first, &mut frames, &mut send, from, &mut unfinished).await
+                let streams = (&mut frames, &mut send);
+                self.take(&first, streams, speaker, shared, &mut unfinished).await
             }
             Err(_) => Err(Error::Busy),
         };
+        self.forget_later();
         let done = match result {
             Ok(snapshot) => {
                 tracing::info!("received the snapshot at index {} from {from}", snapshot.at.index);
@@ -271,15 +287,16 @@ impl Receiver {
     async fn take(
         &self,
         first: &Frame,
-        frames: &mut Frames,
-        send: &mut SendStream,
-        from: NodeId,
+        (frames, send): (&mut Frames, &mut SendStream),
+        speaker: &Speaker,
+        shared: &Shared,
         unfinished: &mut Option<Unfinished>,
     ) -> Result<ReceivedSnapshot, Error> {
         if first.kind != FrameKind::Snapshot {
             return Err(Malformed("snapshot").into());
         }
         let header: SnapshotHeader = proto::decode(&first.body, "snapshot header")?;
+        self.check(&header, speaker, shared)?;
         let begun = unfinished.take().filter(|begun| {
             begun.digest == header.digest && begun.incoming.bytes() <= header.bytes
         });
@@ -292,31 +309,59 @@ impl Receiver {
         };
         let offset = incoming.bytes();
         if offset > 0 {
-            tracing::info!("goes on with the snapshot of {from} at byte {offset}");
+            tracing::info!("goes on with the snapshot of {} at byte {offset}", speaker.name);
         }
         let mut buffer = Vec::new();
         encode_frame(&mut buffer, FrameKind::SnapshotWanted, 0, |body| {
             proto::encode(&SnapshotWanted { offset }, body);
         });
         send.write_all(&buffer).await?;
+        let begin = Instant::now();
         while incoming.bytes() < header.bytes {
-            let chunk = match next_chunk(frames, incoming.bytes(), header.bytes).await {
-                Ok(chunk) => chunk,
-                Err(error) => {
-                    *unfinished = Some(Unfinished { digest: header.digest, incoming });
-                    return Err(error);
-                }
-            };
+            let came = incoming.bytes() - offset;
+            let at_least = begin + STALL_PATIENCE + Duration::from_millis(came * 1000 / RATE_MIN);
+            let next = next_chunk(frames, incoming.bytes(), header.bytes, at_least).await;
+            // Another one may lead by now.
+            let chunk =
+                match next.and_then(|chunk| self.check(&header, speaker, shared).map(|()| chunk)) {
+                    Ok(chunk) => chunk,
+                    Err(error) => {
+                        let (digest, since) = (header.digest, Instant::now());
+                        *unfinished = Some(Unfinished { digest, incoming, since });
+                        return Err(error);
+                    }
+                };
             incoming = blocking(move || incoming.write(&chunk).map(|()| incoming)).await??;
         }
-        self.install(header, incoming, from).await
+        self.install(header, incoming, speaker).await
+    }
+
+    /// Whether it is the leader's of this term and finds room here.
+    fn check(&self, header: &SnapshotHeader, by: &Speaker, shared: &Shared) -> Result<(), Error> {
+        if shared.leader() != Some((by.hello.from, header.term)) {
+            return Err(Error::NotLeaders);
+        }
+        let (bytes, max) = (header.bytes, self.bytes_max);
+        if bytes > max { Err(Error::TooLarge { bytes, max }) } else { Ok(()) }
+    }
+
+    /// Lets go of what a transfer has left behind that nobody goes on with.
+    fn forget_later(&self) {
+        let unfinished = Arc::clone(&self.unfinished);
+        tokio::spawn(async move {
+            tokio::time::sleep(UNFINISHED_KEPT).await;
+            let mut unfinished = unfinished.lock().await;
+            if unfinished.as_ref().is_some_and(|it| it.since.elapsed() >= UNFINISHED_KEPT) {
+                *unfinished = None;
+            }
+        });
     }
 
     async fn install(
         &self,
         header: SnapshotHeader,
         incoming: Incoming,
-        from: NodeId,
+        speaker: &Speaker,
     ) -> Result<ReceivedSnapshot, Error> {
         let (dir, cluster, options) = (self.dir.clone(), self.cluster_id, self.store);
         let (store, meta) = blocking(move || -> Result<(Store, snapshot::SnapshotMeta), Error> {
@@ -327,13 +372,25 @@ impl Receiver {
         let membership: Membership =
             proto::decode(&meta.membership, "membership").and_then(node::check_membership)?;
         let at = SnapshotAt { index: meta.index, term: meta.term };
-        Ok(ReceivedSnapshot { from, term: header.term, at, membership, store })
+        let (from, data) = (speaker.hello.from, speaker.hello.data);
+        Ok(ReceivedSnapshot { from, data, term: header.term, at, membership, store })
     }
 }
 
-/// The bytes that come next in a file of `bytes`, of which `expected` are here.
-async fn next_chunk(frames: &mut Frames, expected: u64, bytes: u64) -> Result<bytes::Bytes, Error> {
-    let frame = timeout(STALL_PATIENCE, frames.next()).await.map_err(|_| Error::Stalled)??;
+/// The longest file of a snapshot that a store with this limit has room for: a sender's limit may differ somewhat, and
+/// the file holds sessions and history beside the image.
+pub(super) fn file_bytes_max(store_bytes_max: u64) -> u64 {
+    store_bytes_max.saturating_add(store_bytes_max / 8).saturating_add(256 << 20)
+}
+
+/// The bytes that come next in a file of `bytes`, of which `expected` are here, if they come in time.
+async fn next_chunk(
+    frames: &mut Frames,
+    expected: u64,
+    bytes: u64,
+    deadline: Instant,
+) -> Result<bytes::Bytes, Error> {
+    let frame = timeout_at(deadline, frames.next()).await.map_err(|_| Error::Stalled)??;
     if frame.kind != FrameKind::SnapshotChunk {
         return Err(Malformed("piece of a snapshot").into());
     }
@@ -381,5 +438,9 @@ async fn blocking<T: Send + 'static>(
 
 /// A sender that is silent for so long gives way to others.
 const STALL_PATIENCE: Duration = Duration::from_secs(10);
+/// A sender that is slower than this, in bytes a second over the whole transfer, gives way to others.
+const RATE_MIN: u64 = 16 << 10;
+/// What came of a transfer that broke off is kept for so long, for the next try.
+const UNFINISHED_KEPT: Duration = Duration::from_secs(60);
 /// Nothing ever waits behind a snapshot.
 const SNAPSHOT_PRIORITY: i32 = -10;

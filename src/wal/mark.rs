@@ -5,7 +5,7 @@
 //! | offset | size | meaning |
 //! |---|---|---|
 //! | 0 | 8 | magic `QCWALMRK` |
-//! | 8 | 2 | version, 1 |
+//! | 8 | 2 | version, 2 |
 //! | 10 | 6 | zero |
 //! | 16 | 16 | cluster |
 //! | 32 | 8 | node |
@@ -16,7 +16,8 @@
 //! | 72 | 8 | last segment that must exist, 0 for none; one more may exist |
 //! | 80 | 8 | term |
 //! | 88 | 8 | voted for, 0 is nobody |
-//! | 96 | 3996 | zero |
+//! | 96 | 8 | data directory |
+//! | 104 | 3988 | zero |
 //! | 4092 | 4 | CRC-32 of the 4092 bytes before |
 
 use std::collections::VecDeque;
@@ -28,10 +29,10 @@ use super::segment::parse_name;
 use super::writer::Extent;
 use super::{Error, Identity};
 use crate::disk::{Access, Disk, File};
-use crate::raft::{HardState, NodeId, Term};
+use crate::raft::{DataId, HardState, NodeId, Term};
 
 const MAGIC: &[u8; 8] = b"QCWALMRK";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const SLOT_BYTES: usize = 4096;
 const CRC_OFFSET: usize = SLOT_BYTES - 4;
 
@@ -103,6 +104,7 @@ impl Mark {
             self.last_seq.into(),
             self.term.0,
             self.voted_for.map_or(0, |node| node.0),
+            self.identity.data.0,
         ];
         for (chunk, number) in slot[32..].chunks_exact_mut(8).zip(numbers) {
             chunk.copy_from_slice(&number.to_le_bytes());
@@ -121,7 +123,11 @@ impl Mark {
         cluster.copy_from_slice(&slot[16..32]);
         let vote = u64_at(slot, 88);
         Some(Mark {
-            identity: Identity { cluster, node: NodeId(u64_at(slot, 32)) },
+            identity: Identity {
+                cluster,
+                node: NodeId(u64_at(slot, 32)),
+                data: DataId(u64_at(slot, 96)),
+            },
             generation: u64_at(slot, 40),
             incarnation: u64_at(slot, 48),
             durable: u64_at(slot, 56),

@@ -69,7 +69,7 @@ pub use replay::Gap;
 pub use writer::{Persisted, Room, Writer};
 
 use crate::disk;
-use crate::raft::{EntryKind, HardState, Index, NodeId, Term};
+use crate::raft::{DataId, EntryKind, HardState, Index, NodeId, Term};
 
 /// Whose log it is; a directory of anyone else is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,8 @@ pub struct Identity {
     pub cluster: [u8; 16],
     /// The node's id.
     pub node: NodeId,
+    /// The data directory, by the number that was drawn when it was made.
+    pub data: DataId,
 }
 
 impl Identity {

@@ -5,7 +5,7 @@
 //! | offset | size | meaning |
 //! |---|---|---|
 //! | 0 | 8 | magic `QCWALSEG` |
-//! | 8 | 2 | version, 1 |
+//! | 8 | 2 | version, 2 |
 //! | 10 | 2 | zero |
 //! | 12 | 4 | `body_crc` of the record before this segment, 0 for the first |
 //! | 16 | 16 | cluster |
@@ -16,20 +16,21 @@
 //! | 64 | 8 | salt, random |
 //! | 72 | 8 | length of the file |
 //! | 80 | 8 | ordinal of the last record that was in it when it got its name |
-//! | 88 | 1956 | zero |
+//! | 88 | 8 | data directory |
+//! | 96 | 1948 | zero |
 //! | 2044 | 4 | CRC-32 of the 2044 bytes before |
 
 use std::path::{Path, PathBuf};
 
 use super::Identity;
 use super::format::{crc, u32_at, u64_at};
-use crate::raft::NodeId;
+use crate::raft::{DataId, NodeId};
 
 /// Where the records begin.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 4096;
 
 const MAGIC: &[u8; 8] = b"QCWALSEG";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const COPY_BYTES: usize = 2048;
 const CRC_OFFSET: usize = COPY_BYTES - 4;
 
@@ -71,6 +72,7 @@ impl SegmentHeader {
         copy[64..72].copy_from_slice(&self.salt.to_le_bytes());
         copy[72..80].copy_from_slice(&self.bytes.to_le_bytes());
         copy[80..88].copy_from_slice(&self.born_ordinal.to_le_bytes());
+        copy[88..96].copy_from_slice(&self.identity.data.0.to_le_bytes());
         let sum = crc(0, &[&copy[..CRC_OFFSET]]);
         copy[CRC_OFFSET..].copy_from_slice(&sum.to_le_bytes());
         copy.repeat(SEGMENT_HEADER_BYTES / COPY_BYTES)
@@ -91,7 +93,11 @@ impl SegmentHeader {
         let Ok(seq) = u32::try_from(u64_at(copy, 48)) else { return Header::Bad };
         let header = SegmentHeader {
             prev_crc: u32_at(copy, 12),
-            identity: Identity { cluster, node: NodeId(u64_at(copy, 32)) },
+            identity: Identity {
+                cluster,
+                node: NodeId(u64_at(copy, 32)),
+                data: DataId(u64_at(copy, 88)),
+            },
             incarnation: u64_at(copy, 40),
             seq,
             first_ordinal: u64_at(copy, 56),

@@ -15,7 +15,7 @@ use quicraft::proto;
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
 use quicraft::proto::command::{Command, Outcome, SessionId};
 use quicraft::proto::peer::Want;
-use quicraft::raft::{Body, Config, Index, Membership, Message, NodeId, ReadId, RoleKind};
+use quicraft::raft::{Body, Config, DataId, Founding, Index, Message, NodeId, ReadId, RoleKind};
 use quicraft::store::{self, Reader};
 use quicraft::wal::{self, Batch, Writer};
 
@@ -97,6 +97,11 @@ pub(crate) fn disk(disk: &MemDisk) -> Arc<dyn Disk> {
 pub(crate) const CLUSTER: [u8; 16] = *b"cluster of tests";
 pub(crate) const STORE: store::Options = store::Options { arena_bytes: 256 << 20, hash_seed: 7 };
 
+/// What a cluster of so many nodes is founded with.
+pub(crate) fn founding(size: usize) -> Founding {
+    Founding::of((1..=size as u64).map(|id| (NodeId(id), format!("n{id}"))))
+}
+
 impl Cluster {
     pub(crate) fn new(size: usize) -> Cluster {
         Cluster::with_snapshots_every(size, u64::MAX)
@@ -122,10 +127,9 @@ impl Cluster {
             snapshots_sent: 0,
             reads_asked: Vec::new(),
         };
-        let membership = Membership::of((1..=size as u64).map(NodeId));
         for node in 0..size {
             let options = cluster.options(node);
-            node::init(&options, &membership).unwrap();
+            node::init(&options, founding(size)).unwrap();
             cluster.start(node);
         }
         cluster
@@ -135,7 +139,12 @@ impl Cluster {
         OpenOptions {
             dir: self.cells[node].dir.clone(),
             disk: Arc::new(self.cells[node].disk.clone()),
-            identity: wal::Identity { cluster: CLUSTER, node: NodeId(node as u64 + 1) },
+            // Another one at each start, as a process draws it: what was drawn first stays.
+            identity: wal::Identity {
+                cluster: CLUSTER,
+                node: NodeId(node as u64 + 1),
+                data: DataId(1000 * (node as u64 + 1) + self.starts),
+            },
             log: wal::Options {
                 segment_bytes: 64 << 10,
                 io: wal::LogIo::Write,
@@ -146,6 +155,7 @@ impl Cluster {
             store: STORE,
             raft: Config {
                 id: NodeId(node as u64 + 1),
+                data: DataId(0),
                 election_ticks: 10,
                 heartbeat_ticks: 2,
                 seed: self.starts,
@@ -158,12 +168,13 @@ impl Cluster {
             about: About {
                 name: format!("n{}", node + 1),
                 cluster: "test".to_owned(),
-                contacts: std::collections::BTreeMap::new(),
+                configured: std::collections::BTreeMap::new(),
                 value_bytes_max: 1 << 20,
                 store_bytes_max: 128 << 20,
                 snapshot_log_bytes: self.snapshot_log_bytes,
                 retention: node::Retention { revisions: 1000, age_ms: 3_600_000 },
             },
+            founders: std::collections::BTreeMap::new(),
             has_others: false,
         }
     }
@@ -208,12 +219,14 @@ impl Cluster {
         self.cells[node].running = None;
         self.cells[node].disk = MemDisk::new();
         self.cells[node].dir = self.cells[node].dir.with_extension(format!("broken{nth}"));
-        let membership = Membership::of((1..=self.cells.len() as u64).map(NodeId));
+        let size = self.cells.len();
         self.cells[node].disk.fail_sync(nth);
-        let broke = node::init(&self.options(node), &membership).is_err();
+        let broke = node::init(&self.options(node), founding(size)).is_err();
+        self.starts += 1;
         self.cells[node].disk.crash();
         if broke {
-            node::init(&self.options(node), &membership).unwrap_or_else(|e| panic!("{nth}: {e}"));
+            node::init(&self.options(node), founding(size))
+                .unwrap_or_else(|e| panic!("{nth}: {e}"));
         }
         self.start(node);
         broke

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use quicraft::disk::MemDisk;
 use quicraft::node::{self, Error, OpenOptions, Opening};
 use quicraft::proto::command::{Command, Op, SessionId};
-use quicraft::raft::{Index, Membership, NodeId, Term};
+use quicraft::raft::{Index, Term};
 use quicraft::store::snapshot::{Dir, SnapshotMeta};
 use quicraft::store::{Options, Pace, Store};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, founding};
 
 const SKIPPED: u64 = 1000;
 
@@ -46,8 +46,9 @@ fn assert_restored(disk: &MemDisk, index: Index) {
 #[test]
 fn a_restore_that_is_cut_off_anywhere_is_done_or_can_be_done_again() {
     let (from, path, index) = snapshot();
-    let members = Membership::of([NodeId(1)]);
-    let restore = |disk: &MemDisk| node::restore(&options(disk), &members, (&from, &path), SKIPPED);
+    let members = || founding(1).members;
+    let restore =
+        |disk: &MemDisk| node::restore(&options(disk), members(), (&from, &path), SKIPPED);
     for changes in 0.. {
         let disk = MemDisk::new();
         disk.cut_power_after(changes);
@@ -74,8 +75,9 @@ fn a_restore_that_is_cut_off_anywhere_is_done_or_can_be_done_again() {
 #[test]
 fn a_directory_with_data_is_not_restored_into() {
     let (from, path, _) = snapshot();
-    let (disk, members) = (MemDisk::new(), Membership::of([NodeId(1)]));
-    node::init(&options(&disk), &members).unwrap();
-    let error = node::restore(&options(&disk), &members, (&from, &path), SKIPPED).unwrap_err();
+    let disk = MemDisk::new();
+    node::init(&options(&disk), founding(1)).unwrap();
+    let members = founding(1).members;
+    let error = node::restore(&options(&disk), members, (&from, &path), SKIPPED).unwrap_err();
     assert!(matches!(error, Error::NotEmpty(_)), "{error}");
 }

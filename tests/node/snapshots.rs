@@ -64,7 +64,9 @@ impl Cluster {
         let membership = proto::decode(&meta.membership, "membership").unwrap();
         let at = SnapshotAt { index: meta.index, term: meta.term };
         let from_id = NodeId(from as u64 + 1);
-        let received = ReceivedSnapshot { from: from_id, term, at, membership, store };
+        let (source, _) = self.cells[from].running.as_ref().expect("it sends");
+        let data = source.core().data();
+        let received = ReceivedSnapshot { from: from_id, data, term, at, membership, store };
         self.cells[target].input.snapshots_received.push(received);
         self.cells[from].input.snapshots_sent.push((to, Sent::Arrived(index)));
         self.snapshots_sent += 1;

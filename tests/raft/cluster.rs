@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use quicraft::raft::{Config, Event, Index, Message, NodeId};
+use quicraft::raft::{Config, DataId, Event, Founding, Index, Membership, Message, NodeId};
 
 use crate::node::{Disk, Node};
 use crate::trace;
@@ -22,21 +22,44 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(config: Config, size: u64) -> Cluster {
+        let mut cluster = Cluster::empty(config, size);
+        for id in cluster.voters.clone() {
+            cluster.start(id, Disk::new(&cluster.voters));
+        }
+        cluster
+    }
+
+    /// A cluster for whose voters nobody has acted yet.
+    pub(crate) fn founding(config: Config, size: u64) -> Cluster {
+        let mut cluster = Cluster::empty(config, size);
+        for id in cluster.voters.clone() {
+            cluster.found(id, DataId(id.0));
+        }
+        cluster
+    }
+
+    /// A founder starts in a new data directory.
+    pub(crate) fn found(&mut self, id: NodeId, data: DataId) {
+        self.starts += 1;
+        let config = Config { id, data, seed: self.starts, ..self.config.clone() };
+        let members = self.voters.iter().map(|&id| (id, id.to_string()));
+        let membership = Membership::founded_with(Founding::of(members));
+        let disk = Disk { membership, ..Disk::new(&self.voters) };
+        self.nodes.insert(id, Node::new(config, disk));
+    }
+
+    fn empty(config: Config, size: u64) -> Cluster {
         let voters: BTreeSet<NodeId> = (1..=size).map(NodeId).collect();
-        let mut cluster = Cluster {
+        Cluster {
             config,
-            voters: voters.clone(),
+            voters,
             nodes: BTreeMap::new(),
             crashed: BTreeMap::new(),
             wires: VecDeque::new(),
             cuts: BTreeSet::new(),
             starts: 0,
             out: String::new(),
-        };
-        for &id in &voters {
-            cluster.start(id, Disk::new(&voters));
         }
-        cluster
     }
 
     pub(crate) fn take_trace(&mut self) -> String {
@@ -45,8 +68,19 @@ impl Cluster {
 
     pub(crate) fn start(&mut self, id: NodeId, disk: Disk) {
         self.starts += 1;
-        let config = Config { id, seed: self.starts, ..self.config.clone() };
+        // The directory that acts for it, if somebody knows one.
+        let known = self.nodes.values().filter_map(|node| node.raft.membership().data.get(&id));
+        let data = known.copied().next().unwrap_or(DataId(id.0));
+        let config = Config { id, data, seed: self.starts, ..self.config.clone() };
         self.nodes.insert(id, Node::new(config, disk));
+    }
+
+    /// Tells a node who the members are, as another one knows them.
+    pub(crate) fn vouch(&mut self, id: NodeId) {
+        let others = self.nodes.iter().filter(|(other, _)| **other != id);
+        let known = others.map(|(_, node)| node.raft.membership_at(node.raft.last_index()).clone());
+        let newest = known.max_by_key(|at| at.index).expect("somebody else is up");
+        self.step(id, Event::Vouched(newest));
     }
 
     pub(crate) fn node(&mut self, id: NodeId) -> &mut Node {
@@ -118,7 +152,9 @@ impl Cluster {
             sender.raft.term_at(index).expect("the sender still knows the term")
         };
         let membership = sender.raft.membership().clone();
-        self.step(to, Event::SnapshotReceived { from, term, index, index_term, membership });
+        let data = DataId(from.0);
+        let event = Event::SnapshotReceived { from, data, term, index, index_term, membership };
+        self.step(to, event);
         self.step(from, Event::SnapshotSent { to, index: Some(index) });
     }
 

@@ -1,13 +1,14 @@
 //! Forged messages for the golden scripts.
 
-use quicraft::raft::{Body, EntryMeta, Event, Index, Message, Payload, Term};
+use quicraft::raft::{Body, DataId, EntryMeta, Event, Index, Message, Payload, Term};
 
 use crate::cluster::Cluster;
 use crate::script::Command;
 
 /// A message that nobody sent, from one node to another.
 pub(crate) fn forge(cluster: &mut Cluster, command: &Command) {
-    let Command::Forge { from, to, kind, term, index, index_term, entry_term, commit } = command
+    let Command::Forge { from, to, kind, term, index, index_term, entry_term, commit, data } =
+        command
     else {
         unreachable!("dispatched by kind");
     };
@@ -29,11 +30,13 @@ pub(crate) fn forge(cluster: &mut Cluster, command: &Command) {
             transfer: false,
         },
         "appended" => Body::Appended { match_index: index },
+        "run" => Body::TimeoutNow,
         "rejected" => {
             Body::AppendRejected { prev_log_index: index, hint_index: index, hint_term: index_term }
         }
         other => panic!("no forgery of {other}"),
     };
-    let message = Message { from: from.0, to: to.0, term: Term(*term), body };
+    let data = DataId(data.unwrap_or(from.0.0));
+    let message = Message { from: from.0, data, to: to.0, term: Term(*term), body };
     cluster.step(to.0, Event::Receive(message));
 }

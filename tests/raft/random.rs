@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quicraft::raft::{Config, Effects, Event, Index, Message, NodeId, ReadId, RoleKind, Term};
+use quicraft::raft::{
+    Config, DataId, Effects, Event, Index, Message, NodeId, ReadId, RoleKind, Term,
+};
 
 use crate::checks::Checks;
 use crate::dice::{Act, Dice, weights};
@@ -45,6 +47,7 @@ impl World {
         let voters: BTreeSet<NodeId> = (1..=size).map(NodeId).collect();
         let config = Config {
             id: NodeId(0),
+            data: DataId(0),
             election_ticks: dice.pick(&[3, 5, 10]),
             heartbeat_ticks: dice.pick(&[1, 2]),
             seed: 0,
@@ -206,7 +209,9 @@ impl World {
         let is_there = self.up.contains_key(&to) && !self.cuts.contains(&(from, to));
         if is_there {
             let membership = quicraft::raft::Membership::of(self.voters.iter().copied());
-            self.step(to, Event::SnapshotReceived { from, term, index, index_term, membership });
+            let data = DataId(from.0);
+            let event = Event::SnapshotReceived { from, data, term, index, index_term, membership };
+            self.step(to, event);
         }
         if !again {
             let index = is_there.then_some(index);
@@ -241,7 +246,7 @@ impl World {
     fn restart(&mut self, id: NodeId) {
         let Some(disk) = self.down.remove(&id) else { return };
         self.starts += 1;
-        let config = Config { id, seed: self.starts, ..self.config.clone() };
+        let config = Config { id, data: DataId(id.0), seed: self.starts, ..self.config.clone() };
         self.up.insert(id, Node::new(config, disk));
         self.on_effects(id, Effects::default());
     }

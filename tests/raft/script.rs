@@ -5,8 +5,8 @@ use std::error::Error;
 use std::str::FromStr;
 
 use quicraft::raft::{
-    Change, Config, Contact, EntryMeta, Event, HardState, Index, Message, NodeId, Payload, ReadId,
-    RoleKind, Term,
+    Change, Config, Contact, DataId, EntryMeta, Event, HardState, Index, Message, NodeId, Payload,
+    ReadId, RoleKind, Term,
 };
 
 use crate::cluster::Cluster;
@@ -41,6 +41,9 @@ pub(crate) enum Command {
         uncommitted: Option<u64>,
         #[arg(key)]
         lease: Option<u64>,
+        /// Nobody has acted for the voters yet.
+        #[arg(key, optional)]
+        founding: bool,
     },
     /// The terms of a node's log, as if it had been restarted with it.
     Log {
@@ -107,6 +110,8 @@ pub(crate) enum Command {
     Crash { node: Id },
     /// Starts it again.
     Restart { node: Id },
+    /// A node loses its disk, and starts with what a founder begins with, in a new data directory.
+    Wipe { node: Id, data: u64 },
     /// Makes a snapshot durable and cuts the log.
     Compact { node: Id, index: u64 },
     /// A node's snapshot, or an older one at `index`, reaches another.
@@ -127,7 +132,7 @@ pub(crate) enum Command {
         #[arg(key)]
         index: u64,
     },
-    /// A forged message: `append`, `heartbeat`, `alive`, `vote`, `appended` or `rejected`.
+    /// A forged message: `append`, `heartbeat`, `alive`, `vote`, `appended`, `rejected` or `run`.
     Forge {
         from: Id,
         to: Id,
@@ -143,6 +148,9 @@ pub(crate) enum Command {
         /// What the sender says is committed: one more than `index` unless it is given.
         #[arg(key)]
         commit: Option<u64>,
+        /// The sender's data directory, by default its own.
+        #[arg(key)]
+        data: Option<u64>,
     },
     /// Hands leadership away.
     Transfer { node: Id },
@@ -154,8 +162,9 @@ pub(crate) enum Command {
         stays: bool,
         #[arg(key, optional)]
         rejoins: bool,
-        #[arg(key, optional)]
-        ticket: u64,
+        /// The data directory of the new member: by default the number in its name, 0 to announce it.
+        #[arg(key)]
+        data: Option<u64>,
     },
     /// The leader is asked to make a learner a voter.
     Promote { node: Id, member: Id },
@@ -163,6 +172,8 @@ pub(crate) enum Command {
     Remove { node: Id, member: Id },
     /// A node without a log starts, to join.
     Join { node: Id },
+    /// A node is told who the members are.
+    Vouch { node: Id },
     /// The membership that each node goes by.
     Members,
     /// A connection broke.
@@ -183,13 +194,17 @@ impl goldenscript::Runner for Script {
         command: &Command,
         _: &goldenscript::Context,
     ) -> Result<String, Box<dyn Error>> {
-        if let Command::Cluster { nodes, entries, window, uncommitted, lease } = *command {
+        if let Command::Cluster { nodes, entries, window, uncommitted, lease, founding } = *command
+        {
             let mut config = config();
             config.append_entries_max = entries.unwrap_or(config.append_entries_max);
             config.window_bytes_max = window.unwrap_or(config.window_bytes_max);
             config.uncommitted_bytes_max = uncommitted.unwrap_or(config.uncommitted_bytes_max);
             config.lease_ms = lease.unwrap_or(0);
-            self.cluster = Some(Cluster::new(config, nodes));
+            self.cluster = Some(match founding {
+                true => Cluster::founding(config, nodes),
+                false => Cluster::new(config, nodes),
+            });
             return Ok(String::new());
         }
         let cluster = self.cluster.as_mut().ok_or("no cluster yet")?;
@@ -201,6 +216,7 @@ impl goldenscript::Runner for Script {
 pub(crate) fn config() -> Config {
     Config {
         id: NodeId(0),
+        data: DataId(0),
         election_ticks: 10,
         heartbeat_ticks: 3,
         seed: 0,
@@ -294,8 +310,18 @@ fn on_node(cluster: &mut Cluster, command: &Command) -> Result<(), Box<dyn Error
             let disk = cluster.crashed.remove(&node.0).ok_or("it is up already")?;
             cluster.start(node.0, disk);
         }
+        Command::Wipe { node, data } => {
+            cluster.nodes.remove(&node.0);
+            cluster.crashed.remove(&node.0);
+            cluster.wires.retain(|m| m.from != node.0 && m.to != node.0);
+            cluster.found(node.0, DataId(*data));
+        }
         Command::Clock { node, ms } => cluster.node(node.0).raft.set_now(*ms),
-        Command::Join { node } => cluster.start(node.0, Disk::new(&BTreeSet::new())),
+        Command::Join { node } => {
+            cluster.start(node.0, Disk::new(&BTreeSet::new()));
+            cluster.vouch(node.0);
+        }
+        Command::Vouch { node } => cluster.vouch(node.0),
         Command::Compact { node, index } => {
             let event = cluster.node(node.0).compact(Index(*index)).ok_or("not in the log")?;
             cluster.step(node.0, event);
@@ -324,19 +350,22 @@ fn on_event(cluster: &mut Cluster, command: &Command) {
             let membership = cluster.node(to.0).raft.membership().clone();
             let (term, index) = (Term(*term), Index(*index));
             let from = from.0;
-            let event = Event::SnapshotReceived { from, term, index, index_term: term, membership };
+            let (data, index_term) = (DataId(from.0), term);
+            let event = Event::SnapshotReceived { from, data, term, index, index_term, membership };
             cluster.step(to.0, event);
         }
         Command::Forge { .. } => forge(cluster, command),
         Command::Transfer { node } => cluster.step(node.0, Event::Transfer(None)),
-        Command::Add { node, name, stays, rejoins, ticket } => {
+        Command::Add { node, name, stays, rejoins, data } => {
+            let number = || name.trim_start_matches('n').parse().expect("names are n and a number");
+            let data = DataId(data.unwrap_or_else(number));
             let contact = Contact {
                 name: name.clone(),
-                peer_address: format!("{name}.{ticket}:1"),
-                client_address: format!("{name}.{ticket}:2"),
-                ticket: *ticket,
+                peer_address: format!("{name}.{}:1", data.0),
+                client_address: format!("{name}.{}:2", data.0),
             };
-            change(cluster, *node, Change::Add { contact, stays: *stays, rejoins: *rejoins });
+            let (stays, rejoins) = (*stays, *rejoins);
+            change(cluster, *node, Change::Add { contact, data, stays, rejoins });
         }
         Command::Promote { node, member } => change(cluster, *node, Change::Promote(member.0)),
         Command::Remove { node, member } => change(cluster, *node, Change::Remove(member.0)),
@@ -351,7 +380,6 @@ fn change(cluster: &mut Cluster, node: Id, change: Change) {
         name: id.to_string(),
         peer_address: format!("{id}:1"),
         client_address: format!("{id}:2"),
-        ticket: 0,
     };
     let contacts = cluster.voters.iter().map(|&id| (id, contact(id))).collect();
     cluster.step(node.0, Event::ChangeMembers { change, contacts });
@@ -405,6 +433,7 @@ scripts! {
     strangers,
     leases,
     published,
+    founding,
 }
 
 /// A script without a test would be believed and never run.

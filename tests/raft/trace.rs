@@ -6,7 +6,7 @@ use quicraft::raft::{Body, Effects, EntryMeta, Membership, Message, NodeId, Refu
 
 /// A message: `n1->n2 t1 append 3@1 +2@1,1 commit=2`.
 pub(crate) fn message(message: &Message) -> String {
-    let Message { from, to, term, body } = message;
+    let Message { from, to, term, body, .. } = message;
     format!("{from}->{to} t{term} {}", self::body(body))
 }
 
@@ -88,7 +88,8 @@ pub(crate) fn line(out: &mut String, id: NodeId, text: &str) {
     writeln!(out, "{id} {text}").expect("a string takes everything");
 }
 
-/// Voters, outgoing voters after a plus, learners in parentheses.
+/// Voters, outgoing voters after a plus, learners in parentheses, data directories that have another number than their
+/// node.
 pub(crate) fn members(membership: &Membership) -> String {
     let list = |ids: Vec<String>| ids.join(" ");
     let mut text = list(membership.voters.iter().map(ToString::to_string).collect());
@@ -99,6 +100,13 @@ pub(crate) fn members(membership: &Membership) -> String {
     if !membership.learners.is_empty() {
         let learners = list(membership.learners.keys().map(ToString::to_string).collect());
         text.push_str(&format!(" ({learners})"));
+    }
+    if membership.is_founding() {
+        text.push_str(" to be founded");
+    }
+    let others = membership.data.iter().filter(|(id, data)| id.0 != data.0);
+    for (id, data) in others {
+        text.push_str(&format!(" {id}={}", data.0));
     }
     text
 }

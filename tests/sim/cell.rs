@@ -1,16 +1,19 @@
 //! One node with its disk and its clock, running or not.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use quicraft::disk::{Disk, Fate, MemDisk};
-use quicraft::node::{self, About, CheckpointJob, Input, Node, OpenOptions, Opening, Repair};
-use quicraft::raft::{Config, Contact, Membership, NodeId};
+use quicraft::node::{
+    self, About, Book, CheckpointJob, Input, MembersVersion, Node, OpenOptions, Opening, Repair,
+};
+use quicraft::raft::{Config, Contact, DataId, Founding, NodeId};
 use quicraft::store::{self, Image, Unread, snapshot};
 use quicraft::wal::{self, Ordinal, Record, Writer};
 
 use crate::coverage::Coverage;
-use crate::options::Options;
+use crate::options::{JOINERS_MAX, Options};
 use crate::rng::Rng;
 use crate::truth::Seen;
 
@@ -40,6 +43,16 @@ pub(crate) struct Cell {
     pub(crate) wall_ms: u64,
     /// The highest index that was ever durable here.
     pub(crate) durable: u64,
+    /// How often its data directory was made anew, which no connection survives.
+    pub(crate) directory: u64,
+    /// Another data directory acts for it, or it was founded with others: it stops, until somebody lets a new member in.
+    pub(crate) is_unseated: bool,
+    /// It lost its data once.
+    pub(crate) has_lost: bool,
+    /// It was founded with another list than the others.
+    pub(crate) is_odd: bool,
+    /// That list.
+    pub(crate) other_founding: Option<Founding>,
 }
 
 pub(crate) struct Running {
@@ -56,6 +69,10 @@ pub(crate) struct Running {
     /// Memory for the next image.
     pub(crate) spare: Option<Unread>,
     pub(crate) seen: Seen,
+    /// What connections are judged by, and which members it was made of.
+    pub(crate) book: Option<(MembersVersion, Book)>,
+    /// Ticks since a leader was heard, or the others were asked for the members.
+    pub(crate) lonely_ticks: u32,
 }
 
 impl Cell {
@@ -74,13 +91,29 @@ impl Cell {
             sync_us: options.disk.sync_us,
             wall_ms: START_MS,
             durable: 0,
+            directory: 1,
+            is_unseated: false,
+            has_lost: false,
+            is_odd: false,
+            other_founding: None,
         }
     }
 
+    /// The number that its data directory gets when it is made.
+    pub(crate) fn data(&self) -> DataId {
+        DataId(self.directory * 1000 + self.id as u64 + 1)
+    }
+
+    /// Makes the data directory of a founder.
     pub(crate) fn init(&self, options: &Options) -> Result<(), String> {
-        let members = (1..=options.nodes as u64).map(NodeId);
-        let opening = self.open_options(options);
-        node::init(&opening, &Membership::of(members)).map_err(|error| error.to_string())
+        let founders = 1..=options.nodes as u64;
+        let founding = Founding::of(founders.map(|id| (NodeId(id), format!("n{id}"))));
+        self.init_as(options, founding)
+    }
+
+    /// Makes it with this list of founders.
+    pub(crate) fn init_as(&self, options: &Options, founding: Founding) -> Result<(), String> {
+        node::init(&self.open_options(options), founding).map_err(|error| error.to_string())
     }
 
     /// Starts the node; false if it refuses because of damage, or for want of room for now.
@@ -153,6 +186,8 @@ impl Cell {
             image: None,
             spare: None,
             seen: Seen::default(),
+            book: None,
+            lonely_ticks: 0,
         });
         Ok(true)
     }
@@ -221,7 +256,7 @@ impl Cell {
         OpenOptions {
             dir: self.dir.clone(),
             disk: self.any_disk(),
-            identity: wal::Identity { cluster: CLUSTER, node: id },
+            identity: wal::Identity { cluster: CLUSTER, node: id, data: self.data() },
             log: wal::Options {
                 segment_bytes: options.disk.segment_bytes,
                 io: options.disk.io,
@@ -232,6 +267,7 @@ impl Cell {
             store: STORE,
             raft: Config {
                 id,
+                data: DataId(0),
                 election_ticks: protocol.election_ticks,
                 heartbeat_ticks: protocol.heartbeat_ticks,
                 seed: salt_seed,
@@ -244,12 +280,13 @@ impl Cell {
             about: About {
                 name: format!("n{}", self.id + 1),
                 cluster: "simulated".to_owned(),
-                contacts: (1..=options.nodes as u64).map(contact).collect(),
+                configured: configured(options),
                 value_bytes_max: 1 << 20,
                 store_bytes_max: 16 << 20,
                 snapshot_log_bytes: protocol.snapshot_log_bytes,
                 retention: node::Retention { revisions: 200, age_ms: 60_000 },
             },
+            founders: (1..=options.nodes as u64).map(|id| (NodeId(id), format!("n{id}"))).collect(),
             has_others: options.nodes > 1,
         }
     }
@@ -263,7 +300,13 @@ impl Cell {
     }
 }
 
-fn contact(id: u64) -> (NodeId, Contact) {
-    let (peer_address, client_address) = (format!("n{id}:1"), format!("n{id}:2"));
-    (NodeId(id), Contact { name: format!("n{id}"), peer_address, client_address, ticket: 0 })
+/// What everybody's configuration says.
+fn configured(options: &Options) -> BTreeMap<String, Contact> {
+    let all = 1..=(options.nodes + JOINERS_MAX) as u64;
+    let contact = |id: u64| {
+        let (name, peer_address, client_address) =
+            (format!("n{id}"), format!("n{id}:1"), format!("n{id}:2"));
+        (name.clone(), Contact { name, peer_address, client_address })
+    };
+    all.map(contact).collect()
 }

@@ -21,6 +21,7 @@ impl World {
         }
         self.stay_away();
         self.dismiss_removed();
+        let mut next_replacement = self.now;
         let deadline = self.now + LIVENESS_US;
         while !self.is_settled() {
             if self.now > deadline {
@@ -28,6 +29,10 @@ impl World {
             }
             self.step()?;
             self.dismiss_removed();
+            if self.now >= next_replacement {
+                next_replacement = self.now + REPLACE_US;
+                self.replace_lost();
+            }
         }
         for cell in &self.cells {
             if let Some(running) = &cell.running {
@@ -50,10 +55,10 @@ impl World {
 
     /// Some nodes that the others can do without do not come back.
     fn stay_away(&mut self) {
-        if self.options.changes_members {
+        if self.options.changes_members || !self.truth.is_founded() {
             return;
         }
-        let dead = self.cells.iter().filter(|cell| cell.is_damaged).count();
+        let dead = self.cells.iter().filter(|cell| cell.is_damaged || cell.has_lost).count();
         let spare = ((self.cells.len() - 1) / 2).saturating_sub(dead);
         for _ in 0..self.rng.below(spare as u64 + 1) {
             let node = self.rng.below(self.cells.len() as u64) as usize;
@@ -68,7 +73,7 @@ impl World {
         let answered = |client: &crate::clients::Client| client.is_idle() && client.has_asked_last;
         self.clients.iter().all(answered)
             && self.leader().is_some()
-            && self.cells.iter().filter(|cell| !cell.is_dead).all(|cell| {
+            && self.cells.iter().filter(|cell| !cell.is_dead && !cell.is_odd).all(|cell| {
                 cell.running.as_ref().is_some_and(|running| {
                     let core = running.node.core();
                     let idle = running.writing.is_empty() && running.work.is_empty();
@@ -82,7 +87,12 @@ impl World {
 
     fn picture(&self) -> String {
         let cell = |cell: &crate::cell::Cell| match &cell.running {
-            None => format!("n{}: down, dead {}", cell.id + 1, cell.is_dead),
+            None => format!(
+                "n{}: down, dead {} unseated {}",
+                cell.id + 1,
+                cell.is_dead,
+                cell.is_unseated
+            ),
             Some(running) => {
                 let (core, applied) = (running.node.core(), running.node.applied().0);
                 format!(
@@ -131,5 +141,7 @@ impl World {
     }
 }
 
+/// How often an operator looks after members that have lost their data.
+const REPLACE_US: u64 = 200_000;
 /// Everything must be settled this long after the last fault.
 const LIVENESS_US: u64 = 60_000_000;

@@ -1,7 +1,10 @@
 //! What happens in the simulated world, in the order of time.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use quicraft::node::Sent;
+use quicraft::proto::peer::PeerHello;
 use quicraft::raft::{Body, Term};
 
 use crate::clients::Answer;
@@ -24,6 +27,9 @@ pub(crate) enum Event {
     },
     Deliver {
         to: usize,
+        /// The receiver's data directory when the message left.
+        directory: u64,
+        hello: Arc<PeerHello>,
         bytes: Bytes,
     },
     Synced {

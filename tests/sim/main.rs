@@ -20,10 +20,12 @@ mod options;
 mod repair;
 mod rng;
 mod run;
+mod seats;
 mod talk;
 mod transfer;
 mod truth;
 mod wan;
+mod wire;
 mod world;
 
 use std::process::ExitCode;

@@ -13,7 +13,7 @@ impl World {
     /// Asks the leader to add a node.
     pub(crate) fn ask_for_another(&mut self) {
         let number = self.cells.len() + 1;
-        if number > self.options.nodes + JOINERS_MAX {
+        if number > self.options.nodes + JOINERS_MAX || !self.options.changes_members {
             return;
         }
         self.manage(
@@ -22,20 +22,44 @@ impl World {
                 name: format!("n{number}"),
                 peer_address: format!("n{number}:1"),
                 client_address: format!("n{number}:2"),
-                ticket: number as u64,
+                data: self.next_data(),
                 stays: false,
                 rejoins: false,
             },
         );
     }
 
+    /// Asks the leader for a new member in the place of one that has lost its data.
+    pub(crate) fn ask_to_replace(&mut self, id: NodeId) {
+        if self.cells.len() + 1 > self.options.nodes + JOINERS_MAX {
+            return;
+        }
+        let data = self.next_data();
+        let add = Manage::Add {
+            name: format!("n{}", id.0),
+            peer_address: format!("n{}:1", id.0),
+            client_address: format!("n{}:2", id.0),
+            data,
+            stays: false,
+            rejoins: true,
+        };
+        self.manage("member: replacement asked for", add);
+    }
+
+    /// The data directory that the next new cell will have.
+    fn next_data(&self) -> u64 {
+        1000 + self.cells.len() as u64 + 1
+    }
+
     /// Asks the leader to remove a node, perhaps itself.
     pub(crate) fn ask_to_remove(&mut self, node: usize) {
-        self.manage("member: removal asked for", Manage::Remove { id: node as u64 + 1 });
+        if self.options.changes_members {
+            self.manage("member: removal asked for", Manage::Remove { id: node as u64 + 1 });
+        }
     }
 
     fn manage(&mut self, name: &'static str, manage: Manage) {
-        let Some(leader) = self.leader().filter(|_| self.options.changes_members) else { return };
+        let Some(leader) = self.leader() else { return };
         self.coverage.count(name);
         let running = self.cells[leader].running.as_mut().expect("it leads");
         // Nobody waits for the answer: what comes of it is seen in the log.

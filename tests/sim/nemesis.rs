@@ -26,9 +26,12 @@ enum Deed {
     Transfer,
     Add,
     Remove,
+    Wipe,
+    FoundOtherwise,
+    Forge,
 }
 
-const DEEDS: [Deed; 18] = [
+const DEEDS: [Deed; 21] = [
     Deed::CrashOne,
     Deed::CrashLeader,
     Deed::CrashAll,
@@ -47,6 +50,9 @@ const DEEDS: [Deed; 18] = [
     Deed::Transfer,
     Deed::Add,
     Deed::Remove,
+    Deed::Wipe,
+    Deed::FoundOtherwise,
+    Deed::Forge,
 ];
 
 impl World {
@@ -111,6 +117,13 @@ impl World {
             }
             Deed::Add => self.ask_for_another(),
             Deed::Remove => self.ask_to_remove(anyone),
+            Deed::Wipe => self.wipe(target)?,
+            Deed::FoundOtherwise => self.found_otherwise(anyone)?,
+            Deed::Forge => {
+                for node in 0..self.cells.len() {
+                    self.forge(node)?;
+                }
+            }
         }
         Ok(())
     }
@@ -166,8 +179,10 @@ impl World {
         if self.options.changes_members {
             return false;
         }
-        let damaged = self.cells.iter().filter(|cell| cell.is_damaged).count();
-        self.cells[node].is_damaged || damaged < (self.cells.len() - 1) / 2
+        // Until the cluster is founded it needs everybody.
+        let lost = self.cells.iter().filter(|cell| cell.is_damaged || cell.has_lost).count();
+        let is_spare = self.cells[node].is_damaged || lost < (self.options.nodes - 1) / 2;
+        self.truth.is_founded() && is_spare
     }
 
     /// Changes bytes on a disk behind the node's back.

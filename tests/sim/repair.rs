@@ -20,6 +20,7 @@ impl World {
                     let is_cut = self.network.is_cut(at, other) || self.network.is_cut(other, at);
                     let answer = match (&self.cells[other].running, &self.cells[other].repair) {
                         _ if is_cut || self.cells[other].paused_until > self.now => None,
+                        _ if self.cells[other].is_odd => None,
                         (Some(running), _) => Some(running.node.fetch(&want)),
                         (None, Some(repair)) => Some(repair.fetch(&want)),
                         (None, None) => None,

@@ -41,7 +41,11 @@ impl World {
 
     /// What a node says of its store reaches the others at their next turn, if they run.
     pub(crate) fn tell_state_hash(&mut self, from: usize, hash: StateHash) {
-        for (to, cell) in self.cells.iter_mut().enumerate().filter(|&(to, _)| to != from) {
+        if self.cells[from].is_odd {
+            return;
+        }
+        let others = self.cells.iter_mut().enumerate();
+        for (to, cell) in others.filter(|(to, cell)| *to != from && !cell.is_odd) {
             if let Some(running) = cell.running.as_mut().filter(|_| !self.network.is_cut(from, to))
             {
                 running.input.state_hashes.push((NodeId(from as u64 + 1), hash));
@@ -54,7 +58,12 @@ impl World {
         let Some(term) = cell.running.as_ref().map(|running| running.node.term()) else { return };
         let newest = cell.snapshots().list().ok().and_then(|all| all.into_iter().next());
         let bytes = newest.and_then(|(_, path)| cell.disk.dump(&path));
-        let breaks = self.network.is_cut(from, to) || self.rng.permille(100);
+        let id = NodeId(to as u64 + 1);
+        let roster = cell.running.as_ref().map(|running| running.node.core().roster());
+        let meant = roster.and_then(|roster| roster.membership_of(id)?.data.get(&id).copied());
+        // The sender looks for the directory that it knows, and no other one takes it in.
+        let is_refused = meant != Some(self.cells[to].data());
+        let breaks = is_refused || self.network.is_cut(from, to) || self.rng.permille(100);
         let wait = self.rng.spread(50_000);
         match bytes.filter(|_| !breaks) {
             Some(mut bytes) => {
@@ -79,6 +88,7 @@ impl World {
         to: usize,
         bytes: &[u8],
     ) -> Sent {
+        let data = self.cells[from].data();
         let cell = &mut self.cells[to];
         let dir = cell.snapshots();
         let Some(running) = cell.running.as_mut() else { return Sent::Lost };
@@ -95,7 +105,7 @@ impl World {
         let membership = proto::decode(&meta.membership, "membership").expect("it was verified");
         let at = SnapshotAt { index: meta.index, term: meta.term };
         let from = NodeId(from as u64 + 1);
-        let received = ReceivedSnapshot { from, term, at, membership, store };
+        let received = ReceivedSnapshot { from, data, term, at, membership, store };
         running.input.snapshots_received.push(received);
         self.wake(to, 5);
         Sent::Arrived(meta.index)

@@ -48,6 +48,11 @@ impl Truth {
         self.memberships.last_key_value().map(|(_, membership)| membership)
     }
 
+    /// Whether the founders' directories are written down.
+    pub(crate) fn is_founded(&self) -> bool {
+        self.membership().is_some_and(|membership| !membership.is_founding())
+    }
+
     /// Whether these are a quorum of those that decided on an entry: of the members at its place in the log, or of those
     /// that were decided on behind it before it was committed.
     pub(crate) fn has_quorum(&self, index: u64, holders: &BTreeSet<NodeId>) -> bool {

@@ -3,16 +3,14 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use bytes::Bytes;
-use quicraft::node::{self, Output, Sent};
-use quicraft::raft::{Index, Message, NodeId, RoleKind};
-use quicraft::wal::Batch;
-use quicraft::{proto, wal};
+use quicraft::node::{Output, Sent};
+use quicraft::raft::{Index, NodeId, RoleKind};
+use quicraft::wal;
 
 use crate::cell::Cell;
 use crate::clients::{Answer, Client};
 use crate::coverage::Coverage;
-use crate::event::{Due, Event, message_name};
+use crate::event::{Due, Event};
 use crate::history::{self, Record};
 use crate::network::Network;
 use crate::options::{JOINERS_MAX, Options};
@@ -85,7 +83,7 @@ impl World {
         self.schedule_at(self.now + delay, event);
     }
 
-    fn schedule_at(&mut self, at: u64, event: Event) {
+    pub(crate) fn schedule_at(&mut self, at: u64, event: Event) {
         self.next_event += 1;
         self.queue.push(Reverse(Due { at, number: self.next_event, event }));
     }
@@ -99,7 +97,9 @@ impl World {
         match due.event {
             Event::Tick { node, life } => self.tick(node, life),
             Event::Turn { node, life } => self.turn(node, life)?,
-            Event::Deliver { to, bytes } => self.deliver(to, bytes)?,
+            Event::Deliver { to, directory, hello, bytes } => {
+                self.deliver((to, directory), &hello, &bytes)?;
+            }
             Event::Synced { node, life } => self.synced(node, life)?,
             Event::Compacted { node, life } => self.compacted(node, life),
             Event::Checkpointed { node, life } => self.checkpointed(node, life),
@@ -134,13 +134,13 @@ impl World {
         Ok(())
     }
 
-    fn note(&mut self, what: u64) {
+    pub(crate) fn note(&mut self, what: u64) {
         self.trace = (self.trace ^ what).wrapping_mul(0x0100_0000_01B3).rotate_left(23);
     }
 
     pub(crate) fn start(&mut self, node: usize) -> Result<(), Broken> {
         let cell = &mut self.cells[node];
-        if cell.running.is_some() || cell.repair.is_some() || cell.is_dead {
+        if cell.running.is_some() || cell.repair.is_some() || cell.is_dead || cell.is_unseated {
             return Ok(());
         }
         let has_started = cell.start(&self.options, &mut self.coverage)?;
@@ -168,6 +168,7 @@ impl World {
         cell.wall_ms += TICK_US / 1000;
         let Some(running) = cell.alive(life) else { return };
         running.input.ticks += 1;
+        running.lonely_ticks += 1;
         if running.writing.is_empty() && running.work.is_empty() && self.rng.permille(50) {
             // The sync thread has nothing to do.
             match running.writer.idle() {
@@ -178,6 +179,7 @@ impl World {
                 }
             }
         }
+        self.look_around(node);
         self.wake(node, 0);
         // A paused process gets one tick when it goes on, as the driver's ticker does.
         self.schedule_at((now + wait).max(paused_until), Event::Tick { node, life });
@@ -261,6 +263,9 @@ impl World {
     /// All checks after a turn.
     fn check(&mut self, at: usize, answers: &Answers) -> Result<(), Broken> {
         let is_damaged = self.cells[at].is_damaged;
+        if self.cells[at].is_odd {
+            return self.check_odd(at);
+        }
         let Some(running) = &mut self.cells[at].running else { return Ok(()) };
         let (node, seen) = (&running.node, &mut running.seen);
         let durable = node.core().durable_index().0;
@@ -294,11 +299,12 @@ impl World {
             }
         }
         self.take_in_joiners();
+        self.stop_unseated(at);
         Ok(())
     }
 
     /// Gives the writer what waits, if it has nothing.
-    fn write(&mut self, node: usize) {
+    pub(crate) fn write(&mut self, node: usize) {
         let cell = &mut self.cells[node];
         let (sync_us, life) = (cell.sync_us, cell.life);
         let Some(running) = &mut cell.running else { return };
@@ -341,40 +347,6 @@ impl World {
     pub(crate) fn restart_later(&mut self, node: usize) {
         let wait = self.rng.between(1000, 500_000);
         self.schedule(wait, Event::Start { node });
-    }
-
-    fn send(&mut self, message: &Message, batches: &[Batch]) {
-        self.coverage.count(message_name(&message.body));
-        let (from, to) = (message.from.0 as usize - 1, message.to.0 as usize - 1);
-        if to >= self.cells.len() {
-            // Added, and not started yet.
-            return;
-        }
-        let (now, rng) = (self.now, &mut self.rng);
-        let arrivals = self.network.arrivals((from, to), now, rng, &mut self.coverage);
-        if arrivals.is_empty() {
-            return;
-        }
-        // Through the wire's own encoding, as between processes.
-        let mut bytes = Vec::new();
-        proto::peer::encode_message(message, &mut bytes);
-        for batch in batches {
-            bytes.extend_from_slice(&batch.bytes());
-        }
-        self.note(u64::from(crc32fast::hash(&bytes)));
-        let bytes = Bytes::from(bytes);
-        for at in arrivals {
-            self.schedule_at(at, Event::Deliver { to, bytes: bytes.clone() });
-        }
-    }
-
-    fn deliver(&mut self, to: usize, bytes: Bytes) -> Result<(), Broken> {
-        let Some(running) = &mut self.cells[to].running else { return Ok(()) };
-        let decoded = node::decode_message(&bytes).map_err(|error| error.to_string())?;
-        running.input.messages.push(decoded);
-        let wait = self.rng.below(100);
-        self.wake(to, wait);
-        Ok(())
     }
 
     /// The node that leads in the highest term.

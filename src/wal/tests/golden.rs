@@ -1,6 +1,6 @@
-//! The golden log: files of format version 1 that every later version of this program must read.
+//! The golden log: files of format version 2 that every later version of this program must read.
 //!
-//! They lie in `tests/golden/log-v1`, made once; `UPDATE_GOLDENFILES=1` makes files that are missing, and never changes
+//! They lie in `tests/golden/log-v2`, made once; `UPDATE_GOLDENFILES=1` makes files that are missing, and never changes
 //! those that are there.
 
 use std::fs;
@@ -36,7 +36,7 @@ fn write(rig: &mut Rig) {
 
 #[test]
 fn the_golden_log_is_written_and_read_as_ever() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-v1");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-v2");
     let (disk, mut rig) = Rig::memory(LogIo::Write);
     write(&mut rig);
     let names: Vec<String> = rig.files(".wal").into_iter().chain(["wal.mark".to_owned()]).collect();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::disk::{Disk, MemDisk};
-use crate::raft::EntryKind;
+use crate::raft::{DataId, EntryKind};
 
 /// A log with both halves on one thread, and what it should hold.
 struct Rig {
@@ -24,7 +24,7 @@ struct Rig {
     recovered: Recovered,
 }
 
-const OWNER: Identity = Identity { cluster: [7; 16], node: NodeId(3) };
+const OWNER: Identity = Identity { cluster: [7; 16], node: NodeId(3), data: DataId(11) };
 
 fn options(io: LogIo) -> Options {
     let (segment_bytes, prepare_on_thread) = (SEGMENT_BYTES_MIN, false);

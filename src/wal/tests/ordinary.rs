@@ -181,8 +181,11 @@ fn a_second_process_and_a_stranger_are_refused() {
         Rig::open(disk.clone(), dir.path(), options(LogIo::Write)).map(|_| ()).unwrap_err();
     assert!(matches!(second, Error::Locked { .. }), "{second}");
     drop(rig);
-    for stranger in [Identity { node: NodeId(4), ..OWNER }, Identity { cluster: [8; 16], ..OWNER }]
-    {
+    for stranger in [
+        Identity { node: NodeId(4), ..OWNER },
+        Identity { cluster: [8; 16], ..OWNER },
+        Identity { data: DataId(12), ..OWNER },
+    ] {
         let error = open(disk.clone(), dir.path(), stranger, options(LogIo::Write))
             .map(|_| ())
             .unwrap_err();
