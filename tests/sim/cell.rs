@@ -106,9 +106,7 @@ impl Cell {
 
     /// Makes the data directory of a founder.
     pub(crate) fn init(&self, options: &Options) -> Result<(), String> {
-        let founders = 1..=options.nodes as u64;
-        let founding = Founding::of(founders.map(|id| (NodeId(id), format!("n{id}"))));
-        self.init_as(options, founding)
+        self.init_as(options, founding(options))
     }
 
     /// Makes it with this list of founders.
@@ -286,7 +284,7 @@ impl Cell {
                 snapshot_log_bytes: protocol.snapshot_log_bytes,
                 retention: node::Retention { revisions: 200, age_ms: 60_000 },
             },
-            founders: (1..=options.nodes as u64).map(|id| (NodeId(id), format!("n{id}"))).collect(),
+            founders: founding(options).members,
             has_others: options.nodes > 1,
         }
     }
@@ -298,6 +296,11 @@ impl Cell {
         let is_same = self.life == life;
         self.running.as_mut().filter(|_| is_same)
     }
+}
+
+/// What the cluster is founded with.
+pub(crate) fn founding(options: &Options) -> Founding {
+    Founding::of((1..=options.nodes as u64).map(|id| (NodeId(id), format!("n{id}"))))
 }
 
 /// What everybody's configuration says.

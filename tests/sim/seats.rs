@@ -31,7 +31,6 @@ impl World {
             false => "seat: directory made anew before the cluster was founded",
         });
         self.begin_anew(node);
-        self.cells[node].other_founding = None;
         self.cells[node].init(&self.options)?;
         self.restart_later(node);
         Ok(())
@@ -65,7 +64,7 @@ impl World {
         let cell = &mut self.cells[node];
         cell.disk = MemDisk::new();
         cell.directory += 1;
-        cell.durable = 0;
+        cell.other_founding = None;
         (cell.has_lost, cell.is_odd, cell.is_unseated) = (true, false, false);
         (cell.is_damaged, cell.has_bad_snapshot) = (false, false);
     }

@@ -9,7 +9,7 @@ use quicraft::proto::peer::PeerHello;
 use quicraft::raft::{Message, NodeId};
 use quicraft::wal::Batch;
 
-use crate::cell::Running;
+use crate::cell::{Running, founding};
 use crate::event::{Event, message_name};
 use crate::truth::Broken;
 use crate::world::World;
@@ -44,13 +44,15 @@ impl World {
 
     /// What the sender has said first on the connection.
     fn hello(&self, message: &Message) -> Arc<PeerHello> {
-        let cell = &self.cells[message.from.0 as usize - 1];
+        let cell = &self.cells[place(message.from)];
+        let is_odd = self.cells[place(message.to)].is_odd;
         Arc::new(PeerHello {
             from: message.from,
             data: message.data,
             to: message.to,
             to_data: None,
-            founding: cell.other_founding.clone(),
+            // Nodes that were founded alike need not tell each other at each message here.
+            founding: cell.other_founding.clone().or_else(|| is_odd.then(|| founding(&self.options))),
             peer_address: String::new(),
             client_address: String::new(),
         })
