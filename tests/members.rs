@@ -5,75 +5,12 @@
 
 mod harness;
 
-use std::fs::{self, File};
-use std::process::{Child, Command, Output, Stdio};
+use std::fs;
+use std::process::Output;
 
-use harness::{Cluster, QUICRAFT, free_ports, until, without_variables};
-use quicraft::pki::{Authority, Issue};
+use harness::joiner::Joiner;
+use harness::{Cluster, until};
 use serde_json::Value;
-
-/// A node beside those of the harness.
-struct Joiner<'a> {
-    cluster: &'a Cluster,
-    name: &'static str,
-    child: Option<Child>,
-}
-
-impl<'a> Joiner<'a> {
-    fn prepare(cluster: &'a Cluster, name: &'static str) -> Joiner<'a> {
-        let authority = Authority::load(&cluster.path("certs")).unwrap();
-        authority.issue_node(name, &["127.0.0.1".to_owned()], Issue::default()).unwrap();
-        let (client, peer) = free_ports(1)[0];
-        let text = format!(
-            "name = \"{name}\"\ndata = \"data/{name}\"\ncerts = \"certs\"\nsegment = \"4MiB\"\n\
-             client_listen = \"127.0.0.1:{client}\"\npeer_listen = \"127.0.0.1:{peer}\"\n"
-        );
-        fs::write(cluster.path(&format!("{name}.toml")), text).unwrap();
-        Joiner { cluster, name, child: None }
-    }
-
-    fn command(&self, flags: &[&str]) -> Command {
-        let mut command = Command::new(QUICRAFT);
-        without_variables(&mut command);
-        command.args(["node", "--config", &format!("{}.toml", self.name)]).args(flags);
-        command.current_dir(self.cluster.path("")).stdin(Stdio::null());
-        command
-    }
-
-    fn spawn(&mut self, flags: &[&str]) {
-        let log = self.cluster.path(&format!("{}.log", self.name));
-        let log = File::options().create(true).append(true).open(log).unwrap();
-        self.child = Some(self.command(flags).stderr(log).spawn().unwrap());
-    }
-
-    fn kill9(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    /// Waits until it ends by itself, and gives its exit code and what it wrote.
-    async fn end(&mut self) -> (Option<i32>, String) {
-        let child = self.child.as_mut().unwrap();
-        let status = until("the node ends", async || child.try_wait().unwrap()).await;
-        self.child = None;
-        let log = self.cluster.path(&format!("{}.log", self.name));
-        (status.code(), fs::read_to_string(log).unwrap())
-    }
-}
-
-impl Drop for Joiner<'_> {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if std::thread::panicking() {
-            let log = self.cluster.path(&format!("{}.log", self.name));
-            eprintln!("--- {}\n{}", self.name, fs::read_to_string(log).unwrap_or_default());
-        }
-    }
-}
 
 fn text(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
 use super::authorise::authorise;
+use super::peers::REMOVED;
 use super::shared::Shared;
 use super::{save, scan};
 use crate::node::{ReplyTo, Request, RequestBody};
@@ -52,7 +53,17 @@ impl Clients {
         let caller = Arc::new(Caller { uri: identity.to_string().into(), identity });
         // Requests share the first stream; those on others are large or scans, and go behind.
         let mut is_shared = true;
-        while let Ok((send, recv)) = connection.accept_bi().await {
+        let mut fenced = std::pin::pin!(self.shared.fenced(&caller.identity.who));
+        loop {
+            let accepted = tokio::select! {
+                accepted = connection.accept_bi() => accepted,
+                () = &mut fenced => {
+                    let reason = b"this node was removed from the cluster: an operator lets it in again with \
+                                   `quicraft member add`";
+                    return connection.close(REMOVED.into(), reason);
+                }
+            };
+            let Ok((send, recv)) = accepted else { return };
             // Fails only for a stream that was closed, which the first write reports.
             let _ = send.set_priority(i32::from(is_shared));
             let (clients, caller) = (Arc::clone(self), Arc::clone(&caller));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::node::{Book, Input, ReceivedSnapshot, ReplyTo, Request, Sent};
+use crate::pki::Who;
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::peer::{StateHash, Want};
@@ -96,6 +97,17 @@ impl Shared {
     /// Why this node must end.
     pub(super) fn ending(&self) -> Option<Ending> {
         lock(&self.ending).clone()
+    }
+
+    /// Resolves when the name of a node is that of a removed member; never for a client.
+    pub(super) async fn fenced(&self, who: &Who) {
+        let mut book = self.book.subscribe();
+        let Who::Node { name } = who else { return std::future::pending().await };
+        while !book.borrow_and_update().is_fenced(name) {
+            if book.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// The node leads in this term, as far as this one knows.

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses another part")]
 
+pub mod joiner;
 pub mod workload;
 
 use std::fs::{self, File};
@@ -73,7 +74,8 @@ impl Cluster {
         cluster
     }
 
-    fn write_configs(&self) {
+    /// Writes each node's configuration, with the ports that it has now.
+    pub fn write_configs(&self) {
         let mut members = String::new();
         for (i, (client, peer)) in self.ports.iter().enumerate() {
             let id = i + 1;

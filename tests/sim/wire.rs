@@ -52,7 +52,10 @@ impl World {
             to: message.to,
             to_data: None,
             // Nodes that were founded alike need not tell each other at each message here.
-            founding: cell.other_founding.clone().or_else(|| is_odd.then(|| founding(&self.options))),
+            founding: cell
+                .other_founding
+                .clone()
+                .or_else(|| is_odd.then(|| founding(&self.options))),
             peer_address: String::new(),
             client_address: String::new(),
         })

@@ -29,11 +29,11 @@ pub(super) struct Places<'a> {
 }
 
 impl Process {
-    /// Starts `node`. Its lines and its end come as events that carry `place` and `run`.
+    /// Starts `node`, as a new member in its own place if it `rejoins`. Its lines and its end come as events that carry `place` and `run`.
     pub(super) fn start(
         node: &Planned,
         places: &Places<'_>,
-        tag: (usize, u64),
+        (tag, rejoins): ((usize, u64), bool),
         events: SyncSender<Event>,
     ) -> Result<Self, Error> {
         let log = open_log(&places.data.join(format!("{}.log", node.name)))?;
@@ -50,6 +50,7 @@ impl Process {
         // Paths in the configuration are relative to where the cluster was made; these hold here.
         command.arg("--data").arg(places.data.join(&node.name));
         command.arg("--certs").arg(places.certs);
+        command.args(rejoins.then_some("--rejoin"));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         // A group of its own: Ctrl-C reaches the supervisor alone, which stops the nodes in order.
         command.process_group(0);

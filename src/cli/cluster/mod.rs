@@ -65,6 +65,9 @@ enum Command {
     Start {
         /// Its name, such as n2
         node: String,
+        /// It has lost its data: a new member takes its place
+        #[arg(long)]
+        rejoin: bool,
     },
 }
 
@@ -73,7 +76,9 @@ enum Command {
 pub(super) fn run(args: ClusterArgs) -> ExitCode {
     let done = match &args.command {
         Some(Command::Kill { node }) => control::ask(&args.data, "kill", node),
-        Some(Command::Start { node }) => control::ask(&args.data, "start", node),
+        Some(Command::Start { node, rejoin }) => {
+            control::ask(&args.data, if *rejoin { "rejoin" } else { "start" }, node)
+        }
         None => supervise(&args),
     };
     match done {

@@ -64,18 +64,19 @@ impl Supervisor {
     fn start_all(&mut self) -> Result<(), Error> {
         for place in 0..self.plan.nodes.len() {
             self.nodes.push(Node::default());
-            self.start(place)?;
+            self.start(place, false)?;
         }
         Ok(())
     }
 
-    fn start(&mut self, place: usize) -> Result<(), Error> {
+    fn start(&mut self, place: usize, rejoins: bool) -> Result<(), Error> {
         let node = &mut self.nodes[place];
         node.run += 1;
         node.end_asked = false;
         let places = Places { data: &self.plan.data, certs: &self.plan.certs };
         let tag = (place, node.run);
-        let process = Process::start(&self.plan.nodes[place], &places, tag, self.sender.clone())?;
+        let how = (tag, rejoins);
+        let process = Process::start(&self.plan.nodes[place], &places, how, self.sender.clone())?;
         node.process = Some(process);
         Ok(())
     }
@@ -169,8 +170,12 @@ impl Supervisor {
                 Ok(format!("{name} killed"))
             }
             ("kill", None) => Err(format!("{name} is not running")),
-            ("start", None) => {
-                self.start(place).map_err(|error| error.to_string())?;
+            ("start", None) if !self.holds_data(name) => Err(format!(
+                "{name} has no data any more, so it has forgotten what it voted for and confirmed: let a new member take \
+                 its place with `quicraft cluster start {name} --rejoin`"
+            )),
+            ("start" | "rejoin", None) => {
+                self.start(place, verb == "rejoin").map_err(|error| error.to_string())?;
                 let pid = self.nodes[place].process.as_ref().map_or(0, Process::pid);
                 self.event(place, &format!("back (process {pid})"));
                 Ok(format!("{name} started"))
@@ -178,11 +183,16 @@ impl Supervisor {
             (verb, process) => {
                 self.nodes[place].process = process;
                 match verb {
-                    "start" => Err(format!("{name} is running")),
-                    _ => Err(format!("unknown request {verb}; they are kill and start")),
+                    "start" | "rejoin" => Err(format!("{name} is running")),
+                    _ => Err(format!("unknown request {verb}; they are kill, start and rejoin")),
                 }
             }
         }
+    }
+
+    /// Whether a node's data directory has a log.
+    fn holds_data(&self, name: &str) -> bool {
+        crate::node::holds_data(&crate::disk::OsDisk, &self.plan.data.join(name))
     }
 
     /// Stops all gracefully; what still runs after a while, or after a second signal, is killed.
