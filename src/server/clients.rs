@@ -16,6 +16,7 @@ use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
 use crate::quic::{self, FrameReader, FrameWriter};
+use crate::raft::ChangeRefused;
 
 /// Who asks.
 struct Caller {
@@ -58,9 +59,7 @@ impl Clients {
             let accepted = tokio::select! {
                 accepted = connection.accept_bi() => accepted,
                 () = &mut fenced => {
-                    let reason = b"this node was removed from the cluster: an operator lets it in again with \
-                                   `quicraft member add`";
-                    return connection.close(REMOVED.into(), reason);
+                    return connection.close(REMOVED.into(), b"this node was removed from the cluster");
                 }
             };
             let Ok((send, recv)) = accepted else { return };
@@ -132,7 +131,9 @@ impl Clients {
     ) -> Option<(Request, usize)> {
         let reply_to = ReplyTo { stream, request_id: frame.request_id };
         let bytes = frame.body.len() + REQUEST_OVERHEAD_BYTES;
-        let decoded = authorise(&caller.identity.who, frame.kind)
+        let decoded = self
+            .check_fence(&caller.identity.who)
+            .and_then(|()| authorise(&caller.identity.who, frame.kind))
             .and_then(|()| self.decode(frame, reply_to, caller, writer));
         match decoded {
             Ok(body) => Some((Request { reply_to, body }, bytes)),
@@ -140,6 +141,17 @@ impl Clients {
                 refuse(writer, reply_to, refusal);
                 None
             }
+        }
+    }
+
+    /// A removed node hears why it gets nothing, before its connection ends.
+    fn check_fence(&self, who: &Who) -> Result<(), Refusal> {
+        match who {
+            Who::Node { name } if self.shared.book.borrow().is_fenced(name) => {
+                let refused = ChangeRefused::Fenced { name: name.clone() };
+                Err(Refusal::Invalid { reason: refused.to_string() })
+            }
+            Who::Node { .. } | Who::Client { .. } => Ok(()),
         }
     }
 

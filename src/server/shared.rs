@@ -103,6 +103,10 @@ impl Shared {
     pub(super) async fn fenced(&self, who: &Who) {
         let mut book = self.book.subscribe();
         let Who::Node { name } = who else { return std::future::pending().await };
+        if book.borrow_and_update().is_fenced(name) {
+            // Time to ask one thing, and to hear why it is refused.
+            return tokio::time::sleep(FENCED_PATIENCE).await;
+        }
         while !book.borrow_and_update().is_fenced(name) {
             if book.changed().await.is_err() {
                 return std::future::pending().await;
@@ -319,6 +323,8 @@ impl Shared {
     }
 }
 
+/// How long a new connection of a removed node lasts.
+const FENCED_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 /// Messages of peers that wait for a turn; their readers stop reading above it.
 const PEER_MESSAGES_MAX: usize = 4096;
 /// State hashes that wait for a turn; each node sends one a second.
