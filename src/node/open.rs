@@ -245,8 +245,20 @@ fn ready(
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership }, entries);
     let (store_bytes, oldest) = (store.bytes(), store.oldest());
     let snapshots = Snapshots { newest, log_bytes, store_bytes, oldest, ..Snapshots::default() };
-    let node = Node {
-        about: options.about,
+    let node = assemble(options.about, raft, (log, store), snapshots, next_read);
+    Ok(Opened { node, writer, notes })
+}
+
+/// A node in whose life nothing has happened yet.
+fn assemble(
+    about: About,
+    raft: Raft,
+    (log, store): (wal::Log, Store),
+    snapshots: Snapshots,
+    next_read: ReadId,
+) -> Node {
+    Node {
+        about,
         raft,
         log,
         store,
@@ -264,8 +276,7 @@ fn ready(
         clock_proposed_ms: 0,
         room: wal::Room::Ample,
         hands_on: false,
-    };
-    Ok(Opened { node, writer, notes })
+    }
 }
 
 /// A snapshot may be durable before its term is, and the core takes that term then. Entries may not.

@@ -170,8 +170,8 @@ impl Repair {
     /// Whether a majority does not have what is wanted, and nobody is left to be asked: those that do not answer may be
     /// gone for ever. A majority that goes on without this node has all that was committed.
     fn is_given_up(&self) -> bool {
-        let others = self.others().count();
-        let majority = (others + 1) / 2 + 1;
+        let (others, members) = (self.others().count(), self.others().count() + 1);
+        let majority = members / 2 + 1;
         self.lacking.len() >= majority.min(others)
             && self.others().all(|(id, _)| self.tried.contains(&id))
     }

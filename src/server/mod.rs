@@ -20,6 +20,7 @@ mod driver;
 mod elders;
 mod fetch;
 mod forward;
+mod intake;
 mod joined;
 mod joining;
 mod links;
@@ -34,7 +35,7 @@ mod shared;
 mod snapshots;
 
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 pub use joined::Known;
 pub use joining::{Admitted, Ask, Asked, ask_to_join, init, init_joined, restore};
@@ -49,8 +50,8 @@ use crate::raft::Index;
 use crate::wal;
 use clients::Clients;
 use driver::{Driver, Lonely};
+use intake::Receiver;
 use links::{Common, Links};
-use refusals::Refusals;
 use setup::{load_credentials, open_options, own_member};
 use shared::{Ending, Shared};
 
@@ -201,20 +202,11 @@ pub async fn run(
         client_address: advertised.client_address.clone(),
         shared: Arc::clone(&shared),
     });
-    let limit = snapshots::file_bytes_max(settings.store_bytes_max);
-    let receiver = snapshots::Receiver::new(snapshots.clone(), cluster_id, (store_options, limit));
+    let limit = intake::file_bytes_max(settings.store_bytes_max);
+    let receiver = Receiver::new(snapshots.clone(), cluster_id, (store_options, limit));
     let receiver = matches!(opening, Opening::Ready(_)).then_some(receiver);
-    let book = match &opening {
-        Opening::Ready(opened) => Book::of(&opened.node),
-        Opening::Repair(repair) => repair.book(),
-    };
-    shared.book.send_replace(Arc::new(book));
-    let door = peers::Door {
-        receiver,
-        shared: Arc::clone(&shared),
-        connections: Mutex::default(),
-        refusals: Refusals::default(),
-    };
+    shared.book.send_replace(Arc::new(book_of(&opening)));
+    let door = peers::Door::new(receiver, Arc::clone(&shared));
     tokio::spawn(Arc::new(door).accept(peer_endpoint.clone()));
     let clients = Arc::new(Clients {
         shared: Arc::clone(&shared),
@@ -249,6 +241,14 @@ pub async fn run(
     })
     .await;
     result
+}
+
+/// What connections are judged by until the first turn.
+fn book_of(opening: &Opening) -> Book {
+    match opening {
+        Opening::Ready(opened) => Book::of(&opened.node),
+        Opening::Repair(repair) => repair.book(),
+    }
 }
 
 /// A node that is ready to run.

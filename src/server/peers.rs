@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
+use super::intake::Receiver;
 use super::refusals::Refusals;
 use super::shared::Shared;
 use super::snapshots::Frames;
-use super::{clients, elders, fetch, forward, snapshots};
+use super::{clients, elders, fetch, forward};
 use crate::node::{Stranger, decode_message};
 use crate::pki::Who;
 use crate::proto::frame::{Frame, FrameKind};
@@ -27,11 +28,11 @@ use crate::wal::Batch;
 /// The port of nodes.
 pub(super) struct Door {
     /// Takes snapshots in; a node in repair has none.
-    pub(super) receiver: Option<snapshots::Receiver>,
-    pub(super) shared: Arc<Shared>,
+    receiver: Option<Receiver>,
+    shared: Arc<Shared>,
     /// The newest connection of each member.
-    pub(super) connections: Mutex<BTreeMap<NodeId, Connection>>,
-    pub(super) refusals: Refusals,
+    connections: Mutex<BTreeMap<NodeId, Connection>>,
+    refusals: Refusals,
 }
 
 /// Who speaks on a connection.
@@ -42,6 +43,11 @@ pub(super) struct Speaker {
 }
 
 impl Door {
+    pub(super) fn new(receiver: Option<Receiver>, shared: Arc<Shared>) -> Door {
+        let (connections, refusals) = (Mutex::default(), Refusals::default());
+        Door { receiver, shared, connections, refusals }
+    }
+
     /// Accepts connections of other members, for as long as the endpoint lives.
     pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
