@@ -161,6 +161,11 @@ impl FrameDecoder {
         FrameDecoder { frame_bytes_max, buffer: BytesMut::new() }
     }
 
+    /// From now on frames up to this length are taken, header included.
+    pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max;
+    }
+
     /// Takes in the next bytes of the stream, by copy: a received chunk would pin its whole receive buffer.
     pub fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);

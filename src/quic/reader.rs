@@ -27,6 +27,11 @@ impl FrameReader {
         FrameReader { stream, decoder, chunks: vec![Bytes::new(); CHUNKS_MAX] }
     }
 
+    /// From now on frames up to this length are taken, header included.
+    pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+        self.decoder.set_frame_bytes_max(frame_bytes_max);
+    }
+
     /// Waits until at least one frame is whole and appends all that are to `frames`. `false` means that the stream has
     /// ended between two frames and nothing was appended.
     ///

@@ -75,7 +75,7 @@ impl Door {
     /// Hears who speaks, and then everything else, for as long as it takes part.
     async fn greet(self: &Arc<Self>, connection: Connection, name: String) {
         let heard = timeout(HELLO_PATIENCE, hear_hello(&connection)).await;
-        let (hello, reader, frames) = match heard {
+        let (hello, mut reader, frames) = match heard {
             Ok(Ok(heard)) => heard,
             // Gone again, and the next try is another connection.
             Ok(Err(quic::Error::Lost(_))) | Err(_) => {
@@ -96,6 +96,7 @@ impl Door {
             Ok(Standing::Unknown) => return self.answer_stranger(&connection).await,
             Ok(_) => self.welcome(&connection, &speaker),
         }
+        reader.set_frame_bytes_max(PEER_FRAME_BYTES_MAX);
         self.spawn_read(&connection, (reader, frames), &speaker);
         let changed = async {
             loop {
@@ -284,7 +285,7 @@ async fn hear_hello(
 ) -> Result<(PeerHello, FrameReader, Vec<Frame>), quic::Error> {
     let lost = |error| quic::Error::Lost(quic::explain(&error));
     let stream = connection.accept_uni().await.map_err(lost)?;
-    let mut reader = FrameReader::new(stream, PEER_FRAME_BYTES_MAX);
+    let mut reader = FrameReader::new(stream, HELLO_BYTES_MAX);
     let mut frames = Vec::new();
     while frames.is_empty() {
         if !reader.read_batch(&mut frames).await? {
@@ -327,5 +328,7 @@ const CONNECTIONS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// The greatest entry, and a message's worth of small ones before it.
 const PEER_FRAME_BYTES_MAX: usize = FRAME_BYTES_MAX + (1 << 20);
+/// A hello lists all founders; whoever sends it may be nobody.
+const HELLO_BYTES_MAX: usize = 64 << 10;
 /// A question for the members has no body.
 const STRANGER_BYTES_MAX: usize = 64;
