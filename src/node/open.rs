@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::agreement::Agreement;
 use super::repair::{self, Repair};
-use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
+use super::{About, Growth, LogTime, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
 use crate::raft::{
@@ -240,6 +240,7 @@ fn ready(
     });
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership }, entries);
     let (store_bytes, oldest) = (store.bytes(), store.oldest());
+    let log_time = LogTime::opened(store.time_ms());
     let snapshots = Snapshots { newest, log_bytes, store_bytes, oldest, ..Snapshots::default() };
     let node = Node {
         about: options.about,
@@ -256,7 +257,7 @@ fn ready(
         announcements: 0,
         snapshots,
         agreement: Agreement::default(),
-        clock_proposed_ms: 0,
+        log_time,
         room: wal::Room::Ample,
         hands_on: false,
     };

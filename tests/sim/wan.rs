@@ -7,7 +7,7 @@
 use quicraft::node::{ReplyTo, Request, RequestBody};
 use quicraft::proto;
 use quicraft::proto::client::{Consistency, Reply};
-use quicraft::proto::command::{Command, Op, Outcome, SessionId};
+use quicraft::proto::command::{Command, Op, Outcome, Principal, SessionId};
 
 use crate::clients::Answer;
 use crate::options::{Disk, Net, Options, Protocol};
@@ -143,6 +143,7 @@ fn options(layout: &Layout, seed: u64, leases: bool) -> Options {
         clock_permille: vec![1000; 3],
         deeds: 0,
         changes_members: false,
+        hostile: 0,
         ..drawn
     }
 }
@@ -182,7 +183,7 @@ fn probe(world: &mut World, node: usize, body: RequestBody) -> Result<(u64, Answ
 fn write(command: &Command<'_>) -> RequestBody {
     let mut bytes = Vec::new();
     proto::encode(command, &mut bytes);
-    RequestBody::Write(bytes.into())
+    RequestBody::Write { owner: Principal(1), command: bytes.into() }
 }
 
 fn put(session: SessionId, seq: u64) -> RequestBody {
