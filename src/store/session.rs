@@ -106,6 +106,9 @@ impl Sessions {
 
     /// Moves the time on and ends the sessions that were idle too long.
     pub(super) fn clock(&mut self, now_ms: u64) {
+        if self.time_ms == 0 {
+            self.begin_time(now_ms);
+        }
         self.time_ms = self.time_ms.max(now_ms);
         while let Some((&place, &(id, used_ms))) = self.by_use.first_key_value() {
             if self.time_ms - used_ms < SESSION_IDLE_MS_MAX {
@@ -134,6 +137,12 @@ impl Sessions {
             Session { owner, floor: 1, used, queued: index, outcomes: VecDeque::new() },
         );
         id
+    }
+
+    /// The first clock entry: sessions that were used before it were used now, and not in 1970.
+    fn begin_time(&mut self, now_ms: u64) {
+        self.open.values_mut().for_each(|session| session.used.1 = now_ms);
+        self.by_use.values_mut().for_each(|(_, used_ms)| *used_ms = now_ms);
     }
 
     /// Ends a session for its owner; nothing happens if it is not open.

@@ -238,7 +238,7 @@ impl Model {
             }
             Command::Write { session, seq, answered_below, op } => {
                 let Some(applied) = self.sessions.get_mut(&session.0) else { return };
-                let floor = self.floors.entry(session.0).or_default();
+                let floor = self.floors.entry(session.0).or_insert(1);
                 *floor = (*floor).max(*answered_below);
                 if applied.contains_key(seq) {
                     coverage.count("session: write sent again was applied once");

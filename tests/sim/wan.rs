@@ -107,8 +107,10 @@ fn measure(layout: &Layout, seed: u64, rows: &mut [Row; 4]) -> Result<(), Broken
         loop {
             let leader = next_leader(&mut world)?;
             let (_, answer) = probe(&mut world, leader, put(session, ASKED + 1))?;
-            if matches!(outcome(&answer), Some(Outcome::Written { .. })) {
-                break;
+            match outcome(&answer) {
+                Some(Outcome::Written { .. }) => break,
+                Some(other) => return Err(format!("the next leader says {other:?}")),
+                None => {}
             }
         }
         let timeout = u64::from(layout.election_ticks) * TICK_US;

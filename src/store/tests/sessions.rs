@@ -117,6 +117,21 @@ fn another_principal_changes_nothing_of_a_session() {
 }
 
 #[test]
+fn a_session_that_was_opened_before_the_first_clock_entry_lives_from_then_on() {
+    let Client { mut store, session, .. } = Client::new();
+    let begin_ms = 1_700_000_000_000;
+    clock(&mut store, begin_ms);
+    clock(&mut store, begin_ms + SESSION_IDLE_MS_MAX - 1);
+    assert_eq!(store.sessions(), 1);
+    assert!(matches!(write(&mut store, session, 1, 1, APPEND), Outcome::Written { .. }));
+    let idle = open(&mut store);
+    clock(&mut store, begin_ms + SESSION_IDLE_MS_MAX);
+    assert_eq!(store.sessions(), 2);
+    clock(&mut store, begin_ms + 3 * SESSION_IDLE_MS_MAX);
+    assert_eq!(write(&mut store, idle, 1, 1, APPEND), Outcome::SessionUnknown);
+}
+
+#[test]
 fn the_owner_counts_in_the_hash() {
     let run = |owner| {
         let mut store = Store::new(OPTIONS).unwrap();
