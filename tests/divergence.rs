@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use harness::Cluster;
 use quicraft::disk::OsDisk;
-use quicraft::proto::command::{Command, Op, SessionId};
+use quicraft::proto::command::{Command, Op, Principal, SessionId};
 use quicraft::store::snapshot::Dir;
 use quicraft::store::{Options, Pace, Store};
 
@@ -29,7 +29,7 @@ fn falsify(cluster: &Cluster, node: usize) {
                 1 => Command::OpenSession,
                 seq => Command::Write { session: SessionId(1), seq, answered_below: seq, op },
             };
-            store.apply(next, &command);
+            store.apply(next, Principal(1), &command);
         }
         store.checkpoint().write(&dir, &meta, &Pace::default()).unwrap();
     }

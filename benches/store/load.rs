@@ -1,11 +1,13 @@
 //! What all measurements put into a store.
 
-use quicraft::proto::command::{Command, Op, Outcome, SessionId};
+use quicraft::proto::command::{Command, Op, Outcome, Principal, SessionId};
 use quicraft::store::{Options, Store};
 
 pub(crate) const VALUE_BYTES: usize = 64;
 /// Writes that are applied together.
 const LOT: usize = 64;
+
+const OWNER: Principal = Principal(1);
 
 /// A store with one session.
 pub(crate) struct Loaded {
@@ -18,7 +20,8 @@ impl Loaded {
     pub(crate) fn new() -> Loaded {
         let mut store = Store::new(options()).unwrap();
         let next = store.revision().next();
-        let Outcome::SessionOpened(session) = store.apply(next, &Command::OpenSession) else {
+        let opened = store.apply(next, OWNER, &Command::OpenSession);
+        let Outcome::SessionOpened(session) = opened else {
             panic!("no session");
         };
         Loaded { store, session, seq: 0 }
@@ -29,7 +32,7 @@ impl Loaded {
         let op = Op::Put { key, value };
         let (session, seq) = (self.session, self.seq);
         let command = Command::Write { session, seq, answered_below: seq, op };
-        self.store.apply(self.store.revision().next(), &command);
+        self.store.apply(self.store.revision().next(), OWNER, &command);
     }
 
     /// Puts in lots whose keys are brought into the caches together, as the node does.
@@ -47,7 +50,7 @@ impl Loaded {
                 .collect();
             self.store.warm_up(commands.iter());
             for command in &commands {
-                self.store.apply(self.store.revision().next(), command);
+                self.store.apply(self.store.revision().next(), OWNER, command);
             }
             if lot.len() < LOT {
                 return;
@@ -57,7 +60,8 @@ impl Loaded {
 
     pub(crate) fn compact(&mut self) {
         let below = self.store.revision().0;
-        self.store.apply(self.store.revision().next(), &Command::Compact { below });
+        let command = Command::Compact { below };
+        self.store.apply(self.store.revision().next(), Principal::CLUSTER, &command);
     }
 }
 

@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::output::{Format, Output, json_bytes, terminal_text};
 use crate::disk::{Disk, OsDisk};
 use crate::node;
-use crate::proto::command::{Command, Op};
+use crate::proto::command::{Command, Op, decode_entry};
 use crate::raft::{EntryKind, Index, Term};
 use crate::wal::{self, Item, Opening, Report, What};
 
@@ -122,14 +122,16 @@ fn text_of(item: &Item, bodies: bool) -> String {
 }
 
 fn command_text(body: &[u8], bodies: bool) -> String {
-    let Ok(command) = crate::proto::decode::<Command<'_>>(body, "command") else {
+    let Ok((owner, command)) = decode_entry(body) else {
         return format!("{} bytes that are no command", body.len());
     };
     match command {
         Command::Clock { now_ms } => format!("clock {now_ms} ms"),
         Command::Compact { below } => format!("compact below {below}"),
-        Command::OpenSession => "open a session".to_owned(),
-        Command::CloseSession(session) => format!("close session {}", session.0),
+        Command::OpenSession => format!("open a session of {:016x}", owner.0),
+        Command::CloseSession(session) => {
+            format!("close session {} of {:016x}", session.0, owner.0)
+        }
         Command::Write { session, seq, op, .. } => {
             let (name, value) = op_parts(&op);
             let key = terminal_text(op.key());
@@ -137,7 +139,8 @@ fn command_text(body: &[u8], bodies: bool) -> String {
                 true => terminal_text(value),
                 false => format!("{} bytes", value.len()),
             };
-            format!("{name} {key} {value} (session {} number {seq})", session.0)
+            let owner = owner.0;
+            format!("{name} {key} {value} (session {} of {owner:016x} number {seq})", session.0)
         }
     }
 }
@@ -161,10 +164,8 @@ fn json_of(item: &Item, bodies: bool) -> Json {
             match what {
                 What::Entry { index, term, kind, body } => {
                     json["entry"] = json!({"index": index.0, "term": term.0, "kind": format!("{kind:?}").to_lowercase(), "bytes": body.len()});
-                    if let Ok(Command::Write { op, .. }) =
-                        crate::proto::decode::<Command<'_>>(body, "command")
-                        && *kind == EntryKind::Command
-                    {
+                    let command = (*kind == EntryKind::Command).then(|| decode_entry(body));
+                    if let Some(Ok((_, Command::Write { op, .. }))) = command {
                         let (name, value) = op_parts(&op);
                         json["entry"]["op"] = name.into();
                         json["entry"]["key"] = json_bytes(op.key());

@@ -1,11 +1,10 @@
 //! The end of a turn: committed entries go into the store; checkpoints begin, end and arrive.
 
 use super::{CheckpointJob, Node, Output, ReceivedSnapshot, Replies, SnapshotAt, Snapshots};
-use crate::proto;
 use crate::proto::client::{Refusal, Reply};
-use crate::proto::command::{Command, Outcome};
+use crate::proto::command::{Command, Outcome, Principal, decode_entry};
 use crate::proto::peer::StateHash;
-use crate::raft::{EntryKind, Event, Index};
+use crate::raft::{EntryKind, Event, Index, RoleKind};
 use crate::store::{Adoption, Compacted};
 use crate::wal::{Batch, EntryMeta};
 
@@ -30,12 +29,13 @@ impl Node {
         let mut lot = Vec::with_capacity(LOT_ENTRIES);
         while entries.peek().is_some() {
             lot.extend(entries.by_ref().take(LOT_ENTRIES).map(|(meta, body)| command(meta, body)));
-            let commands = lot.iter().filter_map(|(_, command)| command.as_ref());
+            let commands = lot.iter().filter_map(|(_, entry)| Some(&entry.as_ref()?.1));
             self.store.warm_up(commands);
-            for (index, command) in lot.drain(..) {
-                let outcome = match command {
-                    Some(command @ Command::Clock { .. }) => {
-                        let outcome = self.store.apply(index, &command);
+            for (index, entry) in lot.drain(..) {
+                let outcome = match entry {
+                    Some((owner, command @ Command::Clock { .. })) => {
+                        let outcome = self.store.apply(index, owner, &command);
+                        self.on_clock(index);
                         let own = StateHash { index, hash: self.store.state_hash() };
                         let members = self.raft.membership();
                         let found = self.agreement.applied(own, self.raft.id(), members);
@@ -43,7 +43,7 @@ impl Node {
                         output.state_hash = Some(own);
                         outcome
                     }
-                    Some(command) => self.store.apply(index, &command),
+                    Some((owner, command)) => self.store.apply(index, owner, &command),
                     None => {
                         self.store.advance(index);
                         Outcome::Done
@@ -53,6 +53,14 @@ impl Node {
             }
         }
         output.again = self.store.revision() < commit_index;
+    }
+
+    /// The clock entry at `index` is applied. What this leader has proposed it knows already, or even a later one.
+    fn on_clock(&mut self, index: Index) {
+        let is_own_term = self.raft.term_at(index) == Some(self.raft.hard_state().term);
+        if self.raft.role() != RoleKind::Leader || !is_own_term {
+            self.log_time.know(self.store.time_ms());
+        }
     }
 
     fn answer_proposal(&mut self, index: Index, outcome: Outcome, replies: &mut dyn Replies) {
@@ -120,7 +128,7 @@ impl Node {
     /// until it is done. That comes before the store is full, since it will have room again.
     pub(super) fn outruns_checkpoint(&mut self, own_bytes: u64) -> bool {
         let begun_with = self.snapshots.store_bytes;
-        let room = self.about.store_bytes_max.saturating_sub(begun_with);
+        let room = self.arena_bytes_max().saturating_sub(begun_with);
         let ample = (begun_with / 2 + COMPACT_BYTES_MIN).min(room / 2);
         let bytes = self.store.bytes() + self.growth.store_bytes + own_bytes;
         let beyond = bytes.saturating_sub(begun_with + ample).min(ample);
@@ -163,7 +171,7 @@ impl Node {
         if self.store.oldest() <= self.snapshots.oldest {
             return false;
         }
-        let (bytes, max) = (self.store.bytes(), self.about.store_bytes_max);
+        let (bytes, max) = (self.store.bytes(), self.arena_bytes_max());
         let before = self.snapshots.store_bytes;
         let room = max.saturating_sub(before);
         let allowed = (before + COMPACT_BYTES_MIN).min((room / 2).max(max / 64));
@@ -231,6 +239,7 @@ impl Node {
         let effects = self.step(event, None, output);
         if effects.install_snapshot {
             self.store.replace(store);
+            self.log_time.know(self.store.time_ms());
             self.agreement.forget();
             self.abandon_proposals();
             self.log.purge(at.index.next());
@@ -257,10 +266,10 @@ impl Snapshots {
     }
 }
 
-/// The command of an entry. Bytes that are no command are none on every node alike.
-fn command(entry: EntryMeta, body: &[u8]) -> (Index, Option<Command<'_>>) {
+/// Owner and command of an entry. Bytes that are no command are none on every node alike.
+fn command(entry: EntryMeta, body: &[u8]) -> (Index, Option<(Principal, Command<'_>)>) {
     let command = match entry.kind {
-        EntryKind::Command => proto::decode::<Command<'_>>(body, "command").ok(),
+        EntryKind::Command => decode_entry(body).ok(),
         EntryKind::Noop | EntryKind::Membership => None,
     };
     (entry.index, command)

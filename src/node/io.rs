@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::agreement::Divergence;
 use crate::proto::client::{Consistency, Manage, Reply};
+use crate::proto::command::Principal;
 use crate::proto::peer::StateHash;
 use crate::raft::{
     Contact, DataId, Index, Membership, MembershipAt, Message, NodeId, RoleKind, Term,
@@ -85,10 +86,17 @@ pub struct Request {
 /// What is asked.
 #[derive(Debug)]
 pub enum RequestBody {
-    /// Replicate these bytes: an encoded command.
-    Write(Bytes),
+    /// Replicate a command.
+    Write {
+        /// Whose it is, by the certificate.
+        owner: Principal,
+        /// The encoded command.
+        command: Bytes,
+    },
     /// The same, by way of the leader if this node does not lead.
     WriteAnywhere {
+        /// Whose it is, by the certificate.
+        owner: Principal,
         /// The encoded command.
         command: Bytes,
         /// The client's identity, for the leader.

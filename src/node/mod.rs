@@ -50,6 +50,7 @@ use crate::store::{Reader, Store};
 use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal, Room};
 use agreement::Agreement;
 use members::WaitingChange;
+use own::LogTime;
 use requests::{Growth, Proposal, WaitingRead};
 
 /// What clients are told about this node and its cluster, and its limits.
@@ -105,8 +106,7 @@ pub struct Node {
     announcements: u64,
     snapshots: Snapshots,
     agreement: Agreement,
-    /// The last clock entry that this node proposed as leader.
-    clock_proposed_ms: u64,
+    log_time: LogTime,
     room: Room,
     /// The disk became full: leadership is for a node that has room.
     hands_on: bool,
@@ -143,6 +143,7 @@ impl Node {
     /// Takes in what arrived and says what is to be written and sent.
     pub fn step_in(&mut self, input: &mut Input, output: &mut Output) {
         self.raft.set_now(input.clock_ms);
+        self.log_time.count(input.clock_ms);
         for persisted in input.persisted.drain(..) {
             self.on_persisted(persisted, output);
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::agreement::Agreement;
 use super::repair::{self, Repair};
-use super::{About, Growth, Node, SnapshotAt, Snapshots, wire};
+use super::{About, Growth, LogTime, Node, SnapshotAt, Snapshots, wire};
 use crate::disk::Disk;
 use crate::proto;
 use crate::raft::{
@@ -257,6 +257,7 @@ fn assemble(
     snapshots: Snapshots,
     next_read: ReadId,
 ) -> Node {
+    let log_time = LogTime::opened(store.time_ms());
     Node {
         about,
         raft,
@@ -273,7 +274,7 @@ fn assemble(
         announcements: 0,
         snapshots,
         agreement: Agreement::default(),
-        clock_proposed_ms: 0,
+        log_time,
         room: wal::Room::Ample,
         hands_on: false,
     }

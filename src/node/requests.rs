@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Forward, Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
 use crate::proto;
 use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, RoleName, Status};
-use crate::proto::command::{Command, Op, key_is_valid};
+use crate::proto::command::{Command, Op, Principal, key_is_valid};
 use crate::proto::limits::KEY_BYTES_MAX;
 use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
 use crate::store::Reader;
@@ -65,6 +65,7 @@ impl Growth {
 /// A write on its way to a proposal.
 struct Asked {
     reply_to: ReplyTo,
+    owner: Principal,
     command: Bytes,
     growth: Growth,
 }
@@ -77,16 +78,19 @@ impl Node {
         let mut reads = Vec::new();
         for Request { reply_to, body } in input.requests.drain(..) {
             let (consistency, what) = match body {
-                RequestBody::WriteAnywhere { command, client } if self.elsewhere().is_some() => {
+                RequestBody::WriteAnywhere { command, client, .. }
+                    if self.elsewhere().is_some() =>
+                {
                     let to = self.elsewhere().expect("it was just there");
                     output.forwards.push(Forward { to, reply_to, client, command });
                     continue;
                 }
-                RequestBody::Write(command) | RequestBody::WriteAnywhere { command, .. } => {
+                RequestBody::Write { owner, command }
+                | RequestBody::WriteAnywhere { owner, command, .. } => {
                     match self.check_command(&command) {
                         Ok(growth) => {
                             self.growth.add(growth);
-                            writes.push(Asked { reply_to, command, growth });
+                            writes.push(Asked { reply_to, owner, command, growth });
                         }
                         Err(refusal) => self.answer_later(reply_to, What::Refuse(refusal)),
                     }
@@ -163,7 +167,7 @@ impl Node {
         if matches!(op, Op::Delete { .. }) {
             return Ok(Growth { value_bytes: 0, store_bytes: WRITE_OVERHEAD_BYTES });
         }
-        if is_full || self.store.bytes() > self.about.store_bytes_max {
+        if is_full || self.store.bytes() > self.arena_bytes_max() {
             return Err(Refusal::NoSpace);
         }
         self.find_room(op)
@@ -189,7 +193,7 @@ impl Node {
         Ok(Growth { value_bytes, store_bytes })
     }
 
-    fn propose(&mut self, writes: Vec<Asked>, now_ms: u64, output: &mut Output) {
+    fn propose(&mut self, writes: Vec<Asked>, wall_ms: u64, output: &mut Output) {
         if self.raft.role() != RoleKind::Leader {
             let leader = self.raft.leader().map(|NodeId(id)| id);
             self.refuse_writes(writes, &Refusal::NotLeader { leader });
@@ -200,20 +204,30 @@ impl Node {
             return;
         }
         let term = self.raft.hard_state().term;
-        let own = self.own_commands(now_ms);
-        let bytes = writes.iter().map(|write| write.command.len() + ENTRY_HEADER_BYTES).sum();
+        let own = self.own_commands(wall_ms);
+        let entry_bytes =
+            |write: &Asked| ENTRY_HEADER_BYTES + Principal::BYTES + write.command.len();
+        let bytes = writes.iter().map(entry_bytes).sum();
         let mut builder =
             BatchBuilder::with_capacity(self.raft.last_index().next(), writes.len(), bytes);
         let mut sizes = Vec::with_capacity(writes.len() + own.len());
-        for command in own.iter().map(Vec::as_slice).chain(writes.iter().map(|w| &w.command[..])) {
-            builder.push(term, EntryKind::Command, command);
-            sizes.push(u32::try_from(command.len()).expect("frames are shorter than 4 GiB"));
+        let mut push = |owner: Principal, command: &[u8]| {
+            let body = [&owner.to_bytes()[..], command];
+            builder.push_parts(term, EntryKind::Command, &body);
+            let bytes = Principal::BYTES + command.len();
+            sizes.push(u32::try_from(bytes).expect("frames are shorter than 4 GiB"));
+        };
+        for command in &own {
+            let mut encoded = Vec::new();
+            proto::encode(command, &mut encoded);
+            push(Principal::CLUSTER, &encoded);
         }
+        writes.iter().for_each(|write| push(write.owner, &write.command));
         let effects = self.step(Event::Propose(sizes), Some(builder.finish()), output);
         match effects.proposal.expect("a proposal is answered in its own step") {
             Ok(first) => {
-                if !own.is_empty() {
-                    self.clock_proposed_ms = now_ms;
+                if let Some(&Command::Clock { now_ms }) = own.first() {
+                    self.log_time.know(now_ms);
                 }
                 let first = first.plus(own.len() as u64);
                 let indexes = (0..).map(|count| first.plus(count));
@@ -347,7 +361,7 @@ impl Node {
             snapshot_index: self.snapshots.newest.as_ref().map_or(0, |at| at.index.0),
             log_bytes: self.raft.log_bytes(),
             keys: self.store.keys(),
-            store_bytes: self.store.bytes(),
+            store_bytes: self.store.bytes() + self.store.session_bytes(),
             oldest_revision: self.store.oldest().0,
             state_hash: self.store.state_hash(),
             peers: peers.collect(),

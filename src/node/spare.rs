@@ -71,7 +71,7 @@ mod tests {
     use crate::disk::MemDisk;
     use crate::node::SnapshotAt;
     use crate::node::run;
-    use crate::proto::command::Command;
+    use crate::proto::command::{Command, Principal};
     use crate::raft::{Membership, Term};
     use crate::store::snapshot::Dir;
     use crate::store::{Adoption, Options, Pace, Store};
@@ -79,7 +79,7 @@ mod tests {
     /// A checkpoint of all of it, and the swap to its image.
     fn checkpoint(store: &mut Store, spare: &mut Spare, dir: &Dir, is_for_growth: bool) {
         let mut next = store.revision().next();
-        let session = match store.apply(next, &Command::OpenSession) {
+        let session = match store.apply(next, Principal(1), &Command::OpenSession) {
             crate::proto::command::Outcome::SessionOpened(session) => session,
             other => panic!("{other:?}"),
         };
@@ -87,9 +87,10 @@ mod tests {
             next = next.next();
             let op = crate::proto::command::Op::Put { key: b"key", value: &[7; 300] };
             let command = Command::Write { session, seq, answered_below: seq, op };
-            store.apply(next, &command);
+            store.apply(next, Principal(1), &command);
         }
-        store.apply(next.next(), &Command::Compact { below: next.0 });
+        let compact = Command::Compact { below: next.0 };
+        store.apply(next.next(), Principal::CLUSTER, &compact);
         let at = SnapshotAt { index: store.revision(), term: Term(1) };
         let (checkpoint, membership) = (store.checkpoint(), Membership::default());
         let mut job = CheckpointJob { checkpoint, at, membership, is_for_growth };

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use ring::digest::{SHA256, digest};
 
 use super::Problem;
+use crate::proto::command::Principal;
 
 const SCHEME: &str = "quicraft://";
 const NAME_BYTES_MAX: usize = 32;
@@ -69,6 +70,16 @@ impl Identity {
         match &self.who {
             Who::Node { name } | Who::Client { name, .. } => name,
         }
+    }
+
+    /// What the log knows it by: a hash of its kind and name. The role does not count, so sessions outlive a change of it;
+    /// neither does the cluster, which is the same for all who get in. Never [`Principal::CLUSTER`].
+    pub fn principal(&self) -> Principal {
+        let kind = if self.is_node() { "node" } else { "client" };
+        let hash = digest(&SHA256, format!("{kind}/{}", self.name()).as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash.as_ref()[..8]);
+        Principal(u64::from_le_bytes(first).max(1))
     }
 
     /// Whether this is a node.
@@ -204,6 +215,17 @@ mod tests {
             assert_eq!(client.to_string(), uri);
             assert_eq!(uri.parse(), Ok(client));
         }
+    }
+
+    #[test]
+    fn a_principal_is_a_name_of_a_kind_whatever_its_role() {
+        let client = |name, role| Identity::client("demo-00c0ffee", name, role).principal();
+        let alice = client("alice", Role::ReadWrite);
+        // Stands in logs and snapshots: the first 8 bytes of the SHA-256 of "client/alice".
+        assert_eq!(alice, Principal(0x420d_4bc0_74be_85f2));
+        assert_eq!(alice, client("alice", Role::Admin));
+        assert_ne!(alice, client("bob", Role::ReadWrite));
+        assert_ne!(alice, Identity::node("demo-00c0ffee", "alice").principal());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What travels between processes: frames, the messages in them, and their limits.
 //!
 //! - [`frame`]: `u32 len | u8 kind | u8 flags | u64 request_id | body`, little-endian; the same on every stream.
-//! - [`command`]: what is replicated. A client's `Write` frame carries exactly the bytes that become the log entry.
+//! - [`command`]: what is replicated. A log entry is an owner and exactly the bytes of a client's `Write` frame.
 //! - [`client`]: requests and replies between clients and nodes.
 //! - [`peer`]: messages between nodes.
 //! - [`limits`]: every number that bounds something on the wire.

@@ -11,7 +11,7 @@ use super::{save, scan};
 use crate::node::{ReplyTo, Request, RequestBody};
 use crate::pki::{self, Identity, Who};
 use crate::proto::client::{Get, Hello, Manage, Refusal, Reply, Scan};
-use crate::proto::command::key_is_valid;
+use crate::proto::command::{Principal, key_is_valid};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
@@ -23,6 +23,8 @@ struct Caller {
     identity: Identity,
     /// The identity as the certificate has it.
     uri: Arc<str>,
+    /// Whose sessions are opened here.
+    owner: Principal,
 }
 
 /// What every connection needs.
@@ -51,7 +53,8 @@ impl Clients {
     }
 
     async fn serve(self: &Arc<Self>, connection: Connection, identity: Identity) {
-        let caller = Arc::new(Caller { uri: identity.to_string().into(), identity });
+        let (uri, owner) = (identity.to_string().into(), identity.principal());
+        let caller = Arc::new(Caller { uri, owner, identity });
         // Requests share the first stream; those on others are large or scans, and go behind.
         let mut is_shared = true;
         let mut fenced = std::pin::pin!(self.shared.fenced(&caller.identity.who));
@@ -173,10 +176,10 @@ impl Clients {
                 }
                 Ok(RequestBody::Hello)
             }
-            FrameKind::Write => Ok(RequestBody::Write(frame.body)),
+            FrameKind::Write => Ok(RequestBody::Write { owner: caller.owner, command: frame.body }),
             FrameKind::WriteAnywhere => {
-                let client = Arc::clone(&caller.uri);
-                Ok(RequestBody::WriteAnywhere { command: frame.body, client })
+                let (owner, client) = (caller.owner, Arc::clone(&caller.uri));
+                Ok(RequestBody::WriteAnywhere { owner, command: frame.body, client })
             }
             FrameKind::Get => {
                 let get: Get<'_> = proto::decode(&frame.body, "get").map_err(malformed)?;

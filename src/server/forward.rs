@@ -2,7 +2,8 @@
 //! connection with the leader, each on a stream of its own, and passes the answer back.
 //!
 //! This is the detour, not the road: a client that is told who leads goes there itself. The leader judges the
-//! client's rights again, by the client's identity and not by that of the node in between.
+//! client's rights again, by the client's identity and not by that of the node in between. That identity owns the
+//! session of the write as well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::snapshots::Frames;
 use crate::node::{Forward, ReplyTo, Request, RequestBody};
 use crate::pki::Identity;
 use crate::proto::client::Refusal;
+use crate::proto::command::Principal;
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_OVERHEAD_BYTES_MAX;
 use crate::proto::{self, peer};
@@ -67,8 +69,8 @@ pub(super) fn receive(frame: &Frame, send: SendStream, from: &str, shared: &Shar
     tokio::spawn(driver.drive(send));
     let reply_to = ReplyTo { stream: 0, request_id: frame.request_id };
     let decoded = decode(frame);
-    let (command, stream) = match decoded {
-        Ok(command) => (command, shared.open_stream(writer.clone(), false)),
+    let (owner, command, stream) = match decoded {
+        Ok((owner, command)) => (owner, command, shared.open_stream(writer.clone(), false)),
         Err(refusal) => {
             tracing::warn!("{from} hands on what nobody may ask: {refusal:?}");
             refuse(&writer, reply_to, refusal);
@@ -77,15 +79,15 @@ pub(super) fn receive(frame: &Frame, send: SendStream, from: &str, shared: &Shar
         }
     };
     let bytes = command.len();
-    let request =
-        Request { reply_to: ReplyTo { stream, ..reply_to }, body: RequestBody::Write(command) };
+    let body = RequestBody::Write { owner, command };
+    let request = Request { reply_to: ReplyTo { stream, ..reply_to }, body };
     for busy in shared.request(stream, std::iter::once((request, bytes))) {
         refuse(&writer, busy, Refusal::Busy { retry_after_ms: BUSY_RETRY_MS });
     }
     shared.end_stream(stream);
 }
 
-fn decode(frame: &Frame) -> Result<bytes::Bytes, Refusal> {
+fn decode(frame: &Frame) -> Result<(Principal, bytes::Bytes), Refusal> {
     let invalid = |reason: String| Refusal::Invalid { reason };
     let forward: peer::Forward<'_> = proto::decode(&frame.body, "forwarded write")
         .map_err(|error| invalid(error.to_string()))?;
@@ -94,7 +96,7 @@ fn decode(frame: &Frame) -> Result<bytes::Bytes, Refusal> {
         return Err(invalid("a node hands on what clients ask, and asks nothing itself".into()));
     }
     authorise(&identity.who, FrameKind::Write)?;
-    Ok(frame.body.slice_ref(forward.command))
+    Ok((identity.principal(), frame.body.slice_ref(forward.command)))
 }
 
 /// How long the leader may take: then the client hears that nobody knows.

@@ -145,14 +145,14 @@ const QUEUE_PATIENCE: Duration = Duration::from_millis(2);
 mod tests {
     use super::*;
     use crate::proto::client::Consistency;
-    use crate::proto::command::{Command, Op, Outcome};
+    use crate::proto::command::{Command, Op, Outcome, Principal};
     use crate::store::{Options, Store};
 
     #[test]
     fn a_long_row_of_deleted_keys_is_passed_in_steps() {
         let options = Options { arena_bytes: 64 << 20, hash_seed: 1 };
         let mut store = Store::new(options).expect("there is room");
-        let session = match store.apply(Index(1), &Command::OpenSession) {
+        let session = match store.apply(Index(1), Principal(1), &Command::OpenSession) {
             Outcome::SessionOpened(session) => session,
             other => panic!("{other:?}"),
         };
@@ -161,7 +161,7 @@ mod tests {
             seq += 1;
             let command = Command::Write { session, seq, answered_below: seq, op };
             let index = store.revision().next();
-            store.apply(index, &command);
+            store.apply(index, Principal(1), &command);
         };
         let keys: Vec<String> = (0..20_000).map(|number| format!("{number:05}")).collect();
         for key in &keys {

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use super::arena::Arena;
 use super::compaction;
 use super::files::Pace;
-use super::format::FORMAT_VERSION;
 use super::frozen::Frozen;
 use super::history::History;
 use super::records::{self, Node};
@@ -209,7 +208,6 @@ impl Checkpoint {
         let replicated = snapshot::encode_replicated(&self.sessions, &self.history);
         let image_bytes = tree.arena().used_bytes();
         let header = Header {
-            version: FORMAT_VERSION,
             meta: meta.clone(),
             state_hash: self.state_hash,
             counts: tree.counts(),

@@ -8,7 +8,7 @@
 //! | offset | size | meaning |
 //! |---|---|---|
 //! | 0 | 8 | magic `QUICSNAP` |
-//! | 8 | 4 | format version, 3; 2 is read as well |
+//! | 8 | 4 | format version, 4 |
 //! | 12 | 4 | membership length m |
 //! | 16 | 16 | cluster id |
 //! | 32 | 8 | index of the last entry included |
@@ -42,8 +42,6 @@ use crate::raft::{Index, Term};
 /// Everything in the header.
 #[derive(Clone, Debug)]
 pub(super) struct Header {
-    /// [`FORMAT_VERSION`], or an older one that was read.
-    pub(super) version: u32,
     pub(super) meta: SnapshotMeta,
     pub(super) state_hash: u64,
     pub(super) counts: Counts,
@@ -64,7 +62,7 @@ impl Header {
             meta.membership.len()
         );
         let mut bytes = MAGIC.to_vec();
-        bytes.extend(self.version.to_le_bytes());
+        bytes.extend(FORMAT_VERSION.to_le_bytes());
         bytes.extend((meta.membership.len() as u32).to_le_bytes());
         bytes.extend(meta.cluster);
         for number in [
@@ -170,13 +168,12 @@ impl Input {
             return Err(self.source.corrupt(0, "the header's checksum is wrong"));
         }
         let version = number(content, 8, 4) as u32;
-        if version != FORMAT_VERSION && version != VERSION_OF_CHAINS {
+        if version != FORMAT_VERSION {
             return Err(Error::Version { path: self.source.path.clone(), version });
         }
         let mut cluster = [0; 16];
         cluster.copy_from_slice(&content[16..32]);
         let header = Header {
-            version,
             meta: SnapshotMeta {
                 cluster,
                 index: Index(number(content, 32, 8)),
@@ -340,10 +337,8 @@ fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
 
 const MAGIC: &[u8; 8] = b"QUICSNAP";
 const END_MAGIC: &[u8; 8] = b"QUICSEND";
-/// The version that is written.
-pub(super) const FORMAT_VERSION: u32 = 3;
-/// The version before it: in its images the index has a chain through the nodes for each bucket.
-pub(super) const VERSION_OF_CHAINS: u32 = 2;
+/// The version that is written and read.
+pub(super) const FORMAT_VERSION: u32 = 4;
 const HEADER_BYTES: usize = 104;
 /// Where the lengths of the sections stand.
 pub(super) const LENGTHS_AT: u64 = 88;

@@ -43,13 +43,6 @@ pub(super) fn reserve(writer: &mut ArenaWriter, keys: u64) {
     records::set_split_sequence(writer, 2 * (count - FIRST_BUCKETS));
 }
 
-/// What [`init`] and [`reserve`] allocate for so many keys, at most.
-pub(super) fn bytes(keys: u64) -> u64 {
-    let buckets = keys.div_ceil(KEYS_PER_BUCKET).max(u64::from(FIRST_BUCKETS));
-    // The last segment is not full, and each may begin behind a gap.
-    (2 * buckets + u64::from(SEGMENTS_GROWING)) * (BUCKET_WORDS * UNIT_BYTES) as u64
-}
-
 /// What a look-up found out.
 pub(super) enum Found<'a> {
     /// The key's node.

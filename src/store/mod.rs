@@ -12,7 +12,7 @@
 //! **Left out:** rights and configured limits, checked before a command is proposed; leases.
 //!
 //! **Map:** `arena` (memory, the `unsafe` code) < `records`, `versions` (what lies in it) < `skiplist`, `index` with
-//! its `bucket`s < `tree` (writes) and `reader` (reads); `ahead` (asks for memory early); `session` and `history`;
+//! its `bucket`s < `tree` (writes) and `reader` (reads); `ahead` (asks for memory early); `session` with its `owners`, `history`;
 //! `checkpoint` with its `compaction`, and [`snapshot`] (files of what is `frozen`), over `format` and `files`.
 //!
 //! **More:** `design.md` section 5.
@@ -33,6 +33,7 @@ mod hash;
 mod history;
 mod incoming;
 mod index;
+mod owners;
 mod reader;
 mod records;
 mod session;
@@ -53,10 +54,10 @@ pub use self::files::Pace;
 use self::history::History;
 pub use self::incoming::Incoming;
 pub use self::reader::{Range, Reader, Row, Scan, Versioned};
-use self::session::Sessions;
+use self::session::{Numbered, Sessions};
 use self::tree::Tree;
 use crate::disk;
-use crate::proto::command::{Command, Op, Outcome, key_is_valid};
+use crate::proto::command::{Command, Op, Outcome, Principal, key_is_valid};
 use crate::proto::limits::VALUE_BYTES_CEILING;
 use crate::raft::Index;
 
@@ -135,11 +136,11 @@ impl Store {
         Ok(Store { tree, sessions, history, revision, state_hash, retired })
     }
 
-    /// Applies the command of the entry at `index`.
+    /// Applies the command of `owner` in the entry at `index`.
     ///
     /// # Panics
     /// If `index` is not above [`Store::revision`], or the arena is exhausted (see [`Store::capacity`]).
-    pub fn apply(&mut self, index: Index, command: &Command<'_>) -> Outcome {
+    pub fn apply(&mut self, index: Index, owner: Principal, command: &Command<'_>) -> Outcome {
         assert!(index > self.revision, "applying {index} at {}", self.revision);
         let outcome = match *command {
             Command::Clock { now_ms } => {
@@ -152,13 +153,11 @@ impl Store {
                 self.tree.set_oldest(self.history.oldest());
                 Outcome::Done
             }
-            Command::OpenSession => Outcome::SessionOpened(self.sessions.open(index.0)),
-            Command::CloseSession(id) => {
-                self.sessions.close(id);
-                Outcome::Done
-            }
+            Command::OpenSession => Outcome::SessionOpened(self.sessions.open(index.0, owner)),
+            Command::CloseSession(id) => self.sessions.close(id, owner),
             Command::Write { session, seq, answered_below, ref op } => {
-                match self.sessions.begin(index.0, session, seq, answered_below) {
+                let number = Numbered { owner, session, seq, answered_below };
+                match self.sessions.begin(index.0, number) {
                     Ok(pending) => {
                         let outcome = write(&mut self.tree, index, op);
                         pending.finish(outcome);
@@ -168,7 +167,7 @@ impl Store {
                 }
             }
         };
-        self.state_hash = state_hash(self.state_hash, index, command, outcome);
+        self.state_hash = state_hash(self.state_hash, index, (owner, command), outcome);
         self.revision = index;
         self.tree.publish(index.0);
         outcome
@@ -240,6 +239,19 @@ impl Store {
         self.sessions.len()
     }
 
+    /// About how much memory sessions and unanswered outcomes take, at most. They lie outside of the arena.
+    pub fn session_bytes(&self) -> u64 {
+        self.sessions.bytes()
+    }
+
+    /// Number and bytes of the sessions as a restart would count them.
+    #[cfg(test)]
+    fn sessions_reloaded(&self) -> (usize, u64) {
+        let bytes = self.sessions.encode();
+        let (sessions, _) = Sessions::decode(&bytes, self.revision.0).expect("it was just written");
+        (sessions.len(), sessions.bytes())
+    }
+
     /// Bytes of the arena in use, dead versions included.
     pub fn bytes(&self) -> u64 {
         self.tree.arena().used_bytes()
@@ -294,7 +306,12 @@ const KEY_OVERHEAD_BYTES: u64 = 96;
 
 /// The state hash after one more command. From the fields, not from bytes on the wire, so that it does not depend on
 /// how they were encoded.
-fn state_hash(state: u64, index: Index, command: &Command<'_>, outcome: Outcome) -> u64 {
+fn state_hash(
+    state: u64,
+    index: Index,
+    (owner, command): (Principal, &Command<'_>),
+    outcome: Outcome,
+) -> u64 {
     let [kind, a, b, c] = match *command {
         Command::Clock { now_ms } => [1, now_ms, 0, 0],
         Command::OpenSession => [2, 0, 0, 0],
@@ -321,5 +338,5 @@ fn state_hash(state: u64, index: Index, command: &Command<'_>, outcome: Outcome)
         Outcome::KeyInvalid => [8, 0, 0],
     };
     let outcome = hash::mix(result << 1 | flag, detail);
-    [kind, a, b, c, outcome].into_iter().fold(hash::mix(state, index.0), hash::mix)
+    [kind, owner.0, a, b, c, outcome].into_iter().fold(hash::mix(state, index.0), hash::mix)
 }

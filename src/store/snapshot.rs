@@ -19,9 +19,7 @@ use super::arena::Arena;
 pub use super::files::Dir;
 use super::files::{self, NewFile, Pace, Source};
 pub(super) use super::format::Header;
-use super::format::{
-    self, BLOCK_BYTES, DIGEST_BYTES, Input, LENGTHS_AT, Output, VERSION_OF_CHAINS,
-};
+use super::format::{self, BLOCK_BYTES, DIGEST_BYTES, Input, LENGTHS_AT, Output};
 use super::frozen::Frozen;
 use super::history::History;
 use super::session::Sessions;
@@ -233,9 +231,6 @@ impl Store {
         input.section(writer.restore(header.image_bytes)?)?;
         input.end()?;
         let mut tree = Tree::of_image(writer, header.counts);
-        if header.version == VERSION_OF_CHAINS {
-            tree.make_index()?;
-        }
         let revision = header.meta.index;
         tree.publish(revision.0);
         tree.set_oldest(history.oldest());

@@ -99,26 +99,6 @@ impl Tree {
         Tree { writer, tail, next_split, places, counts, journal: None }
     }
 
-    /// Makes the index anew, in an arena that nobody reads yet.
-    ///
-    /// # Errors
-    /// [`Error::ArenaTooSmall`].
-    pub(super) fn make_index(&mut self) -> Result<(), Error> {
-        let arena = Arc::clone(self.arena());
-        let needed = arena.used_bytes() + index::bytes(self.counts.nodes);
-        if needed > arena.capacity_bytes() {
-            return Err(Error::ArenaTooSmall { bytes: arena.capacity_bytes(), needed });
-        }
-        index::init(&mut self.writer);
-        index::reserve(&mut self.writer, self.counts.nodes);
-        let nodes = std::iter::successors(skiplist::first(&arena), |node| node.next());
-        for (node, keys) in nodes.zip(1..) {
-            let hash = self.key(node.key()).hash;
-            index::insert(&mut self.writer, &mut self.next_split, hash, node.at, keys);
-        }
-        Ok(())
-    }
-
     pub(super) fn arena(&self) -> &Arc<Arena> {
         self.writer.arena()
     }

@@ -13,7 +13,7 @@ use quicraft::node::{
 };
 use quicraft::proto;
 use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
-use quicraft::proto::command::{Command, Outcome, SessionId};
+use quicraft::proto::command::{Command, Outcome, Principal, SessionId};
 use quicraft::proto::peer::Want;
 use quicraft::raft::{Body, Config, DataId, Founding, Index, Message, NodeId, ReadId, RoleKind};
 use quicraft::store::{self, Reader};
@@ -78,8 +78,10 @@ pub(crate) struct Cluster {
     pub(crate) isolated: Option<usize>,
     /// Whose disk hangs.
     hung: Option<usize>,
-    /// What all clocks show; they stand still.
+    /// What all clocks show, also the monotonic ones; they stand still.
     pub(crate) now_ms: u64,
+    /// How far each node's wall clock is ahead.
+    pub(crate) ahead_ms: Vec<i64>,
     /// What becomes of checkpoints.
     pub(crate) lost: Lost,
     snapshot_log_bytes: u64,
@@ -94,6 +96,8 @@ pub(crate) fn disk(disk: &MemDisk) -> Arc<dyn Disk> {
     Arc::new(disk.clone())
 }
 
+/// Whose sessions these are.
+const OWNER: Principal = Principal(1);
 pub(crate) const CLUSTER: [u8; 16] = *b"cluster of tests";
 pub(crate) const STORE: store::Options = store::Options { arena_bytes: 256 << 20, hash_seed: 7 };
 
@@ -120,6 +124,7 @@ impl Cluster {
             isolated: None,
             hung: None,
             now_ms: 1_000_000,
+            ahead_ms: vec![0; size],
             lost: Lost::Nothing,
             snapshot_log_bytes,
             next_request: 1,
@@ -285,7 +290,8 @@ impl Cluster {
         let cell = &mut self.cells[at];
         let Some((node, writer)) = &mut cell.running else { return };
         let mut input = std::mem::take(&mut cell.input);
-        input.now_ms = self.now_ms;
+        input.now_ms = self.now_ms.saturating_add_signed(self.ahead_ms[at]);
+        input.clock_ms = self.now_ms;
         let mut output = Output::default();
         node.step_in(&mut input, &mut output);
         let work = std::mem::take(&mut output.log_work);
@@ -338,9 +344,18 @@ impl Cluster {
     }
 
     pub(crate) fn ask_write(&mut self, node: usize, command: &Command<'_>) -> u64 {
+        self.ask_write_as(node, OWNER, command)
+    }
+
+    pub(crate) fn ask_write_as(
+        &mut self,
+        node: usize,
+        owner: Principal,
+        command: &Command<'_>,
+    ) -> u64 {
         let mut bytes = Vec::new();
         proto::encode(command, &mut bytes);
-        self.ask(node, RequestBody::Write(bytes.into()))
+        self.ask(node, RequestBody::Write { owner, command: bytes.into() })
     }
 
     pub(crate) fn ask_get(&mut self, node: usize, key: &str) -> u64 {
@@ -355,7 +370,7 @@ impl Cluster {
         self.cells[node].answers.0.get(&request).cloned()
     }
 
-    fn wait(&mut self, node: usize, request: u64) -> Answer {
+    pub(crate) fn wait(&mut self, node: usize, request: u64) -> Answer {
         for _ in 0..200 {
             if let Some(answer) = self.answer(node, request) {
                 return answer;

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod restore;
+mod sessions;
 mod snapshots;
 
 use cluster::{Answer, Cluster};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use quicraft::disk::MemDisk;
 use quicraft::node::{self, Error, OpenOptions, Opening};
-use quicraft::proto::command::{Command, Op, SessionId};
+use quicraft::proto::command::{Command, Op, Principal, SessionId};
 use quicraft::raft::{Index, Term};
 use quicraft::store::snapshot::{Dir, SnapshotMeta};
 use quicraft::store::{Options, Pace, Store};
@@ -21,10 +21,10 @@ fn snapshot() -> (Dir, PathBuf, Index) {
     let dir = Dir::new(Arc::new(MemDisk::new()), "/backup".into());
     dir.create().unwrap();
     let mut store = Store::new(Options { arena_bytes: 1 << 20, hash_seed: 1 }).unwrap();
-    store.apply(Index(1), &Command::OpenSession);
+    store.apply(Index(1), Principal(1), &Command::OpenSession);
     let op = Op::Put { key: b"key", value: b"value" };
     let command = Command::Write { session: SessionId(1), seq: 1, answered_below: 1, op };
-    store.apply(Index(2), &command);
+    store.apply(Index(2), Principal(1), &command);
     let (cluster, index) = ([9; 16], store.revision());
     let meta = SnapshotMeta { cluster, index, term: Term(5), membership: vec![0] };
     let (info, _) = store.checkpoint().write(&dir, &meta, &Pace::default()).unwrap();

@@ -4,7 +4,7 @@
 use quicraft::node::RequestBody;
 use quicraft::proto;
 use quicraft::proto::client::{Consistency, Refusal, Reply};
-use quicraft::proto::command::{Command, Op, Outcome, SessionId};
+use quicraft::proto::command::{Command, Op, Outcome, Principal, SessionId};
 
 use crate::coverage::Coverage;
 use crate::history::{Record, Told, What};
@@ -48,6 +48,11 @@ impl Client {
         }
     }
 
+    /// Its session, and the number of its next write.
+    pub(crate) fn session(&self) -> (Option<u64>, u64) {
+        (self.session, self.next_seq)
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.asking.is_none()
     }
@@ -72,7 +77,7 @@ impl Client {
         let asking = self.asking.as_mut().expect("it was just begun");
         asking.tries += 1;
         match asking.record.map(|record| &records[record].what) {
-            None => encoded(&Command::OpenSession),
+            None => encoded(number, &Command::OpenSession),
             Some(What::Get { key }) => {
                 let key = key.clone().into();
                 RequestBody::Get { key, consistency: Consistency::Linearizable, revision: None }
@@ -87,7 +92,7 @@ impl Client {
                     Action::Delete | Action::Get(_) => Op::Delete { key },
                 };
                 let session = SessionId(*session);
-                encoded(&Command::Write { session, seq: *seq, answered_below: *seq, op })
+                encoded(number, &Command::Write { session, seq: *seq, answered_below: *seq, op })
             }
         }
     }
@@ -202,10 +207,11 @@ pub(crate) enum Answer {
     },
 }
 
-fn encoded(command: &Command<'_>) -> RequestBody {
+/// What a client of this number sends, each under a name of its own.
+pub(crate) fn encoded(number: usize, command: &Command<'_>) -> RequestBody {
     let mut bytes = Vec::new();
     proto::encode(command, &mut bytes);
-    RequestBody::Write(bytes.into())
+    RequestBody::Write { owner: Principal(number as u64 + 1), command: bytes.into() }
 }
 
 /// Sendings after which a client may give up.

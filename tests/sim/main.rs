@@ -8,10 +8,12 @@
 
 mod cell;
 mod clients;
+mod clock;
 mod coverage;
 mod ending;
 mod event;
 mod history;
+mod hostile;
 mod linear;
 mod members;
 mod nemesis;

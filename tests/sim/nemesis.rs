@@ -55,6 +55,8 @@ const DEEDS: [Deed; 21] = [
     Deed::Forge,
 ];
 
+const DAY_MS: u64 = 24 * 3_600_000;
+
 impl World {
     /// Does one thing that the seed allows.
     pub(crate) fn act(&mut self) -> Result<(), Broken> {
@@ -88,9 +90,14 @@ impl World {
                 self.change_network(DEEDS[deed], target);
             }
             Deed::JumpClock => {
-                self.coverage.count("clock: jumped");
-                // Half an hour at most, all in all: sessions end after an hour, which clients here do not expect.
-                self.cells[target].wall_ms = START_MS + self.rng.below(1_800_000);
+                // Sessions end after an hour of the log's time, which clients here do not expect.
+                let days = self.rng.between(0, 14);
+                self.coverage.count(if days < 7 {
+                    "clock: days back"
+                } else {
+                    "clock: days ahead"
+                });
+                self.cells[target].wall_ms = START_MS - 7 * DAY_MS + days * DAY_MS;
             }
             Deed::SlowDisk => {
                 self.coverage.count("disk: slow");

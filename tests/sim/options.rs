@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) at_leader: u32,
     /// What the nemesis may do, by the order of `nemesis::Deed`.
     pub(crate) deeds: u32,
+    /// How often somebody goes for a client's session when that asks something.
+    pub(crate) hostile: u32,
     /// Nodes join and are removed; nothing that no recovery can mend is done to disks then.
     pub(crate) changes_members: bool,
 }
@@ -107,6 +109,7 @@ impl Options {
             at_leader: if rng.coin() { 800 } else { 0 },
             deeds: rng.next() as u32 | rng.next() as u32,
             changes_members: rng.permille(300),
+            hostile: if rng.coin() { rng.between(20, 400) as u32 } else { 0 },
         }
     }
 }

@@ -9,6 +9,7 @@ use quicraft::store::{Range, Reader};
 
 use crate::clients::{Answer, Next};
 use crate::event::Event;
+use crate::hostile::HOSTILE;
 use crate::truth::Broken;
 use crate::wan::PROBE;
 use crate::world::World;
@@ -19,6 +20,8 @@ impl World {
         if request < client.first_request {
             return;
         }
+        self.be_hostile(number);
+        let client = &mut self.clients[number];
         if request > 0 && request == client.first_request && !client.is_idle() {
             // Nothing came in answer to the last sending.
             let next = client.time_out(self.cells.len(), self.is_calm, &mut self.rng);
@@ -56,7 +59,7 @@ impl World {
 
     pub(crate) fn answer(&mut self, to: ReplyTo, answer: Answer) {
         match to.stream {
-            u64::MAX => return,
+            u64::MAX | HOSTILE => return,
             PROBE => return self.probed = Some((self.now, answer)),
             _ => {}
         }

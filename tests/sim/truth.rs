@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use quicraft::node::Node;
 use quicraft::proto;
-use quicraft::proto::command::{Command, Op};
+use quicraft::proto::command::{Command, Op, Principal, SessionId, decode_entry};
 use quicraft::raft::{EntryKind, Index, Membership, NodeId, RoleKind, Term};
 
+use crate::clock::{LogClock, SeenClock};
 use crate::coverage::Coverage;
 
 /// What is broken, in words.
@@ -25,6 +26,7 @@ pub(crate) struct Truth {
     /// Hash of the store's state at each index at which some node was seen.
     states: HashMap<u64, u64>,
     pub(crate) model: Model,
+    pub(crate) clock: LogClock,
     /// The present, in the order of requests and answers.
     pub(crate) moment: u64,
 }
@@ -35,6 +37,7 @@ pub(crate) struct Seen {
     commit: u64,
     applied: u64,
     role: Option<(Term, RoleKind)>,
+    clock: SeenClock,
 }
 
 impl Truth {
@@ -75,6 +78,7 @@ impl Truth {
         if commit < seen.commit {
             return Err(format!("n{}: commit went back from {} to {commit}", at + 1, seen.commit));
         }
+        self.clock.look(at, node, &mut seen.clock)?;
         for index in seen.commit + 1..=commit {
             self.check_entry(at, node, index, coverage)?;
         }
@@ -172,9 +176,12 @@ impl Truth {
             self.memberships.insert(index, membership);
         }
         if entry.kind == EntryKind::Command {
-            let command = proto::decode::<Command<'_>>(&entry.body, "command")
+            let (owner, command) = decode_entry(&entry.body)
                 .map_err(|error| format!("entry {index} holds a {error}"))?;
-            self.model.apply(index, self.moment, &command, coverage);
+            if let Command::Clock { now_ms } = command {
+                self.clock.committed((index, term), now_ms, coverage)?;
+            }
+            self.model.apply((index, self.moment), owner, &command, coverage);
         }
         Ok(())
     }
@@ -205,13 +212,30 @@ pub(crate) struct Model {
     keys: BTreeMap<Vec<u8>, Vec<Version>>,
     sessions: BTreeMap<u64, BTreeMap<u64, (u64, u64)>>,
     floors: BTreeMap<u64, u64>,
+    owners: BTreeMap<u64, Principal>,
 }
 
 impl Model {
-    fn apply(&mut self, index: u64, moment: u64, command: &Command<'_>, coverage: &mut Coverage) {
+    fn apply(
+        &mut self,
+        (index, moment): (u64, u64),
+        owner: Principal,
+        command: &Command<'_>,
+        coverage: &mut Coverage,
+    ) {
+        let is_foreign = |session: &SessionId| {
+            self.sessions.contains_key(&session.0) && self.owners.get(&session.0) != Some(&owner)
+        };
         match command {
             Command::Clock { .. } | Command::Compact { .. } => {}
+            Command::CloseSession(session) if is_foreign(session) => {
+                coverage.count("session: another's was not closed");
+            }
+            Command::Write { session, .. } if is_foreign(session) => {
+                coverage.count("session: another's number was not used");
+            }
             Command::OpenSession => {
+                self.owners.insert(index, owner);
                 self.sessions.insert(index, BTreeMap::new());
             }
             Command::CloseSession(session) => {
@@ -219,7 +243,7 @@ impl Model {
             }
             Command::Write { session, seq, answered_below, op } => {
                 let Some(applied) = self.sessions.get_mut(&session.0) else { return };
-                let floor = self.floors.entry(session.0).or_default();
+                let floor = self.floors.entry(session.0).or_insert(1);
                 *floor = (*floor).max(*answered_below);
                 if applied.contains_key(seq) {
                     coverage.count("session: write sent again was applied once");

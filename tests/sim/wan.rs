@@ -7,7 +7,7 @@
 use quicraft::node::{ReplyTo, Request, RequestBody};
 use quicraft::proto;
 use quicraft::proto::client::{Consistency, Reply};
-use quicraft::proto::command::{Command, Op, Outcome, SessionId};
+use quicraft::proto::command::{Command, Op, Outcome, Principal, SessionId};
 
 use crate::clients::Answer;
 use crate::options::{Disk, Net, Options, Protocol};
@@ -107,8 +107,10 @@ fn measure(layout: &Layout, seed: u64, rows: &mut [Row; 4]) -> Result<(), Broken
         loop {
             let leader = next_leader(&mut world)?;
             let (_, answer) = probe(&mut world, leader, put(session, ASKED + 1))?;
-            if matches!(outcome(&answer), Some(Outcome::Written { .. })) {
-                break;
+            match outcome(&answer) {
+                Some(Outcome::Written { .. }) => break,
+                Some(other) => return Err(format!("the next leader says {other:?}")),
+                None => {}
             }
         }
         let timeout = u64::from(layout.election_ticks) * TICK_US;
@@ -143,6 +145,7 @@ fn options(layout: &Layout, seed: u64, leases: bool) -> Options {
         clock_permille: vec![1000; 3],
         deeds: 0,
         changes_members: false,
+        hostile: 0,
         ..drawn
     }
 }
@@ -182,7 +185,7 @@ fn probe(world: &mut World, node: usize, body: RequestBody) -> Result<(u64, Answ
 fn write(command: &Command<'_>) -> RequestBody {
     let mut bytes = Vec::new();
     proto::encode(command, &mut bytes);
-    RequestBody::Write(bytes.into())
+    RequestBody::Write { owner: Principal(1), command: bytes.into() }
 }
 
 fn put(session: SessionId, seq: u64) -> RequestBody {

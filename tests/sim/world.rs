@@ -91,7 +91,7 @@ impl World {
     /// Goes on to the next event.
     pub(crate) fn step(&mut self) -> Result<(), Broken> {
         let Reverse(due) = self.queue.pop().expect("ticks never end");
-        self.now = due.at;
+        (self.now, self.truth.clock.now_us) = (due.at, due.at);
         self.events += 1;
         self.note(due.number ^ due.at << 20);
         match due.event {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Client, OPTIONS, Random, next};
+use super::{Client, OPTIONS, Random, apply};
 use crate::disk::MemDisk;
 use crate::proto::command::{Command, Op, Outcome};
 use crate::raft::{Index, Term};
@@ -30,7 +30,7 @@ fn image_of(checkpoint: super::super::Checkpoint, dir: &Dir) -> Compacted {
 
 pub(super) fn compact(store: &mut Store, below: Index) {
     let command = Command::Compact { below: below.0 };
-    assert_eq!(store.apply(next(store), &command), Outcome::Done);
+    assert_eq!(apply(store, &command), Outcome::Done);
 }
 
 pub(super) fn rows(reader: &Reader, at: Index) -> Model {
@@ -298,7 +298,7 @@ fn clocks_tell_which_revision_was_the_newest() {
     let mut client = Client::new();
     for second in 1..=10 {
         let command = Command::Clock { now_ms: second * 1000 };
-        client.store.apply(next(&client.store), &command);
+        apply(&mut client.store, &command);
         client.put(b"k", b"v");
     }
     let at_five = client.store.revision_at(5999);

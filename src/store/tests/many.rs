@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::{Client, Random, next};
+use super::{Client, Random, apply};
 use crate::disk::MemDisk;
 use crate::proto::command::{Command, Op, Outcome};
 use crate::raft::{Index, Term};
@@ -77,7 +77,7 @@ impl Drop for Ends<'_> {
 
 fn swap(client: &mut Client, dir: &Dir) {
     let below = client.store.revision().0 - 1000;
-    client.store.apply(next(&client.store), &Command::Compact { below });
+    apply(&mut client.store, &Command::Compact { below });
     let mut checkpoint = client.store.checkpoint();
     client.store.take_unread().pop().into_iter().for_each(|spare| checkpoint.reuse(spare));
     let meta = SnapshotMeta {

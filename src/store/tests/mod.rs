@@ -12,7 +12,7 @@ mod sessions;
 mod snapshots;
 
 use super::{Options, Store};
-use crate::proto::command::{Command, Op, Outcome, SessionId};
+use crate::proto::command::{Command, Op, Outcome, Principal, SessionId};
 use crate::raft::Index;
 
 const OPTIONS: Options = Options { arena_bytes: 64 << 20, hash_seed: 7 };
@@ -51,8 +51,24 @@ fn next(store: &Store) -> Index {
     store.revision().next()
 }
 
+/// Whose sessions these are, where it does not matter.
+const OWNER: Principal = Principal(77);
+
+/// The next entry: the owner's, or the cluster's if it must be.
+fn apply(store: &mut Store, command: &Command<'_>) -> Outcome {
+    let owner = match command {
+        Command::Clock { .. } | Command::Compact { .. } => Principal::CLUSTER,
+        Command::OpenSession | Command::CloseSession(_) | Command::Write { .. } => OWNER,
+    };
+    store.apply(next(store), owner, command)
+}
+
 fn open(store: &mut Store) -> SessionId {
-    match store.apply(next(store), &Command::OpenSession) {
+    open_as(store, OWNER)
+}
+
+fn open_as(store: &mut Store, owner: Principal) -> SessionId {
+    match store.apply(next(store), owner, &Command::OpenSession) {
         Outcome::SessionOpened(id) => id,
         other => panic!("{other:?}"),
     }
@@ -65,7 +81,7 @@ fn write(
     answered_below: u64,
     op: Op<'_>,
 ) -> Outcome {
-    store.apply(next(store), &Command::Write { session, seq, answered_below, op })
+    apply(store, &Command::Write { session, seq, answered_below, op })
 }
 
 /// A small generator of test data (xorshift64*).

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Client, OPTIONS, Random, next, open, write};
+use super::{Client, OPTIONS, OWNER, Random, apply, open, open_as, write};
 use crate::disk::OsDisk;
-use crate::proto::command::{Command, Op, Outcome};
+use crate::proto::command::{Command, Op, Outcome, Principal, SessionId};
 use crate::raft::{Index, Term};
 use crate::store::snapshot::{Dir, SnapshotInfo, SnapshotMeta};
 use crate::store::{Error, Options, Pace, Range, Store};
@@ -33,7 +33,7 @@ fn meta(index: Index) -> SnapshotMeta {
 }
 
 /// Does the same random things to every store; asserts that they answer the same.
-fn work(stores: &mut [&mut Store], sessions: &[crate::proto::command::SessionId], seed: u64) {
+fn work(stores: &mut [&mut Store], sessions: &[SessionId], seed: u64) {
     let mut random = Random(seed);
     for _ in 0..2000 {
         let key = [random.below(3) as u8, random.below(200) as u8];
@@ -55,7 +55,7 @@ fn work(stores: &mut [&mut Store], sessions: &[crate::proto::command::SessionId]
             _ => Command::Write { session, seq, answered_below: seq.saturating_sub(500), op },
         };
         let outcomes: Vec<Outcome> =
-            stores.iter_mut().map(|store| store.apply(next(store), &command)).collect();
+            stores.iter_mut().map(|store| apply(store, &command)).collect();
         assert!(outcomes.windows(2).all(|pair| pair[0] == pair[1]), "{outcomes:?}");
     }
 }
@@ -81,7 +81,7 @@ fn a_loaded_store_goes_on_as_if_it_had_never_stopped() {
     let Client { mut store, session, .. } = Client::new();
     let sessions = [session, open(&mut store), open(&mut store)];
     work(&mut [&mut store], &sessions, 5);
-    store.apply(next(&store), &Command::Compact { below: u64::MAX });
+    apply(&mut store, &Command::Compact { below: u64::MAX });
     let info = save(&mut store, dir.path());
     assert_eq!(info.bytes, fs::metadata(&info.path).unwrap().len());
     assert_eq!(verify(&info.path).unwrap(), meta(store.revision()));
@@ -218,4 +218,21 @@ fn a_retry_after_a_restart_still_applies_once() {
     let (mut loaded, _) = load(&info.path, OPTIONS).unwrap();
     assert_eq!(write(&mut loaded, session, 4, 1, append), first);
     assert_eq!(loaded.value_bytes(b"k"), 1);
+}
+
+#[test]
+fn a_session_has_its_owner_after_a_restart_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let Client { mut store, session, .. } = Client::new();
+    let foreign = open_as(&mut store, Principal(OWNER.0 + 1));
+    write(&mut store, session, 1, 1, Op::Put { key: b"k", value: b"x" });
+    let info = save(&mut store, dir.path());
+    let (mut loaded, _) = load(&info.path, OPTIONS).unwrap();
+    assert_eq!(loaded.session_bytes(), store.session_bytes());
+    for store in [&mut store, &mut loaded] {
+        let append = Op::Append { key: b"k", value: b"x" };
+        assert_eq!(write(store, foreign, 1, 1, append.clone()), Outcome::SessionUnknown);
+        assert!(matches!(write(store, session, 2, 2, append), Outcome::Written { .. }));
+    }
+    assert_same(&store, &loaded);
 }
