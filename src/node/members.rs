@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::requests::What;
+use super::reads::What;
 use super::{Node, Output, Replies, ReplyTo};
 use crate::proto::client::{Manage, MemberInfo, MemberKind, Refusal, Reply};
 use crate::raft::{

@@ -250,6 +250,7 @@ fn ready(
         proposals: VecDeque::new(),
         growth: Growth::default(),
         next_read,
+        waiting_key_bytes: 0,
         reads: BTreeMap::new(),
         ready: Vec::new(),
         changes: Vec::new(),

@@ -27,11 +27,11 @@ pub(super) async fn accept(
     shared: Arc<Shared>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
-        let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else { continue };
+        let Some(admitted) = shared.peer_gate.admit(incoming) else { continue };
         let (receiver, shared) = (receiver.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
-            let identified = quic::accept(incoming).await;
-            let (connection, identity) = match identified {
+            let identified = admitted.accept().await;
+            let (connection, identity, _place) = match identified {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     clients::report_refused("peer", &error);
@@ -215,9 +215,6 @@ async fn read(
     }
 }
 
-/// Connections with the other members both ways, twice over after a reconnection, and handshakes of strangers, who get
-/// no further; more are refused.
-const CONNECTIONS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
 /// How long a new connection may take to say who speaks.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// The greatest entry, and a message's worth of small ones before it.
