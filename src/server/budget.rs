@@ -133,8 +133,9 @@ impl Window {
     /// Whether it is more than before.
     pub(super) fn widen(&mut self) -> bool {
         let (own, all) = (&self.account.window_bytes, &self.account.windows.granted);
-        let own_left = WINDOW_BYTES_MAX.saturating_sub(own.load(Ordering::Relaxed));
         let left = NODE_WINDOW_BYTES_MAX.saturating_sub(all.load(Ordering::Relaxed));
+        // Nobody takes more than is left for others.
+        let own_left = WINDOW_BYTES_MAX.min(left).saturating_sub(own.load(Ordering::Relaxed));
         let may = (own_left / 4).min(left / 8);
         let most = CONNECTION_WINDOW_BYTES_MAX - CONNECTION_WINDOW_BYTES_MIN;
         let more = most.saturating_sub(self.extra).min(may);

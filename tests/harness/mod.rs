@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses another part")]
 
+pub mod floods;
 pub mod workload;
 
 use std::fs::{self, File};
