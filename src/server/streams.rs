@@ -200,11 +200,11 @@ impl Shared {
 
     /// Bytes of answers for which there is room now on a stream.
     pub(super) fn room_bytes(&self, id: u64) -> usize {
-        // A stream that is gone takes what is left for it: it goes nowhere.
-        lock(&self.streams).get(&id).map_or(usize::MAX, Stream::room_bytes)
+        // What is for a stream that is gone is not even encoded.
+        lock(&self.streams).get(&id).map_or(0, Stream::room_bytes)
     }
 
-    /// Keeps a read for whose answer there is no room; gives it back if too much is kept already.
+    /// Keeps a read for whose answer there is no room, if its stream is there; gives it back if too much is kept already.
     pub(super) fn hold(&self, to: ReplyTo, body: RequestBody) -> Result<(), RequestBody> {
         let mut streams = lock(&self.streams);
         let Some(stream) = streams.get_mut(&to.stream) else { return Ok(()) };
