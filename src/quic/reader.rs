@@ -53,6 +53,11 @@ impl Progress {
         let frames = self.frames.load(Ordering::Relaxed);
         (frames % 2 == 1).then_some(frames / 2)
     }
+
+    /// So many frames are whole, and another one has begun or not.
+    pub(crate) fn set(&self, whole: u64, has_begun: bool) {
+        self.frames.store(2 * whole + u64::from(has_begun), Ordering::Relaxed);
+    }
 }
 
 impl FrameReader {
@@ -160,9 +165,8 @@ impl Halves {
         if whole > 0 {
             self.exceeding = None;
         }
-        let begun = u64::from(half_bytes > 0);
         let frames = self.progress.frames.load(Ordering::Relaxed) / 2 + whole as u64;
-        self.progress.frames.store(2 * frames + begun, Ordering::Relaxed);
+        self.progress.set(frames, half_bytes > 0);
     }
 }
 

@@ -370,3 +370,6 @@ const ASK_AGAIN_MAX: usize = 64;
 const HELD_OVERHEAD_BYTES: usize = 32;
 /// How long a client may take nothing of answers that wait, and how long a request may take to be whole.
 const STUCK_PATIENCE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use quicraft::pki::{Authority, Credentials, Issue, Role};
 use quicraft::proto::client::{Consistency, Get, Scan, ScanMode};
@@ -144,6 +145,69 @@ pub async fn first_packets(hostile: &Hostile, count: usize) -> Vec<Vec<u8>> {
         packets.push(packet);
     }
     packets
+}
+
+/// Sends these datagrams to a port, round and round, as fast as one thread can, until it is dropped.
+pub struct Datagrams {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Datagrams {
+    pub fn start(port: &str, datagrams: Vec<Vec<u8>>) -> Datagrams {
+        let (stop, port) = (Arc::new(AtomicBool::new(false)), port.to_owned());
+        let thread = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.connect(port).unwrap();
+                let mut sent = 0;
+                for datagram in datagrams.iter().cycle() {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // Fails when the node's socket is full, which is as good as a lost datagram.
+                    sent += u64::from(socket.send(datagram).is_ok());
+                }
+                sent
+            }
+        });
+        Datagrams { stop, thread: Some(thread) }
+    }
+
+    /// Ends it, and says how many left.
+    pub fn end(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Datagrams of noise, of which some look like first packets and some like those of a connection.
+pub fn garbage(count: u64) -> Vec<Vec<u8>> {
+    let mut state = 1_u64;
+    let mut byte = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..count)
+        .map(|number| {
+            let mut datagram: Vec<u8> = (0..1200).map(|_| byte()).collect();
+            match number % 3 {
+                // A long header of version 1, a connection id of 8 bytes.
+                0 => datagram[..6].copy_from_slice(&[0xC0, 0, 0, 0, 1, 8]),
+                // A short header.
+                1 => datagram[0] = 0x40 | datagram[0] & 0x3F,
+                _ => {}
+            }
+            datagram
+        })
+        .collect()
 }
 
 /// Where a first packet has the connection id that the client drew for the node (RFC 9000, 17.2.2), as far as it has 8
