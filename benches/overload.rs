@@ -1,12 +1,19 @@
 //! Clients that ask for twice what the cluster can take: `cargo bench --bench overload`.
 //!
-//! First some closed loops, until the history is as long as it gets: from then on compactions are part of the work. Then,
+//! First come floods, `FLOOD_SECONDS` (5) each: clients that read no answers, scans that nobody reads, requests without
+//! their last byte, handshakes that nobody finishes, and noise. For each it prints what honest clients got meanwhile,
+//! beside what they get without, the leader's memory beside its data, and how many terms began. `OVERLOAD_ROUNDS=0` ends
+//! there.
+//!
+//! Then some closed loops, until the history is as long as it gets: from then on compactions are part of the work. Then,
 //! in turn and `OVERLOAD_ROUNDS` (3) times, for `OVERLOAD_SECONDS` (8) each: as many closed loops as gave the best rate, and
 //! twice as many writes a second as that, due whatever comes of them, up to 20,000 under way; what finds no place among
 //! those is turned away before it is sent. At the end no key may be older than what was acknowledged of it.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot be made fails by panicking")]
 
+#[path = "overload/floods.rs"]
+mod floods;
 #[path = "../tests/harness/mod.rs"]
 mod harness;
 
@@ -90,6 +97,10 @@ async fn main() {
         |name: &str, usual: u64| std::env::var(name).map_or(usual, |value| value.parse().unwrap());
     let rounds = setting("OVERLOAD_ROUNDS", 3);
     let duration = Duration::from_secs(setting("OVERLOAD_SECONDS", 8));
+    floods::run(Duration::from_secs(setting("FLOOD_SECONDS", 5))).await;
+    if rounds == 0 {
+        return;
+    }
     let mut cluster = Cluster::start_with(3, "segment = \"64MiB\"\n").await;
     let endpoints: Vec<_> = (0..cluster.len()).map(|i| cluster.endpoint(i)).collect();
     let mut connections = Vec::new();

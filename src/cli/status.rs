@@ -14,7 +14,7 @@ use serde_json::{Value as Json, json};
 use super::failure::Failure;
 use super::member;
 use super::output::{Format, Output, human_bytes, terminal_text};
-use crate::client::{Client, MemberKind, NodeStatus, RoleName, Status};
+use crate::client::{Client, Door, Doors, MemberKind, NodeStatus, RoleName, Status};
 
 /// How to show the nodes.
 #[derive(Clone, Debug, Args)]
@@ -79,8 +79,12 @@ fn table(nodes: &[NodeStatus]) -> String {
     }
     let mut text = table.trim_fmt();
     for node in nodes {
-        if let Err(error) = &node.status {
-            let line = format!("\n{}: {error}", node.member.name);
+        let line = match &node.status {
+            Err(error) => Some(error.to_string()),
+            Ok(status) => turned_away(&status.doors).map(|words| format!("turned away {words}")),
+        };
+        if let Some(line) = line {
+            let line = format!("\n{}: {line}", node.member.name);
             text.push_str(&terminal_text(line.as_bytes()).replacen("\\n", "\n", 1));
         }
     }
@@ -128,6 +132,47 @@ fn add_status(json: &mut Json, status: &Status, commit: u64) {
         .iter()
         .map(|peer| json!({"id": peer.id, "match_index": peer.match_index, "alive": peer.alive}));
     json["peers"] = peers.collect();
+    json["doors"] = doors(&status.doors);
+}
+
+fn doors(doors: &Doors) -> Json {
+    let door = |door: &Door| {
+        json!({
+            "connections": door.connections,
+            "half_open": door.half_open,
+            "retried": door.retried,
+            "ignored": door.ignored,
+            "refused": door.refused,
+            "failed": door.failed,
+            "timed_out": door.timed_out,
+        })
+    };
+    json!({
+        "client": door(&doors.client),
+        "peer": door(&doors.peer),
+        "reply_bytes": doors.reply_bytes,
+        "half_frame_bytes": doors.half_frame_bytes,
+        "held_reads": doors.held_reads,
+        "not_taken": doors.not_taken,
+        "half_frames": doors.half_frames,
+        "busy": doors.busy,
+    })
+}
+
+/// What a node turned away since its start, for people; `None` if it turned nothing away.
+fn turned_away(doors: &Doors) -> Option<String> {
+    let sum = |of: fn(&Door) -> u64| of(&doors.client) + of(&doors.peer);
+    let counts = [
+        (sum(|door| door.refused), "connections too many"),
+        (sum(|door| door.ignored), "handshakes without a place"),
+        (sum(|door| door.timed_out), "handshakes not over in time"),
+        (doors.busy, "requests for want of room"),
+        (doors.not_taken, "streams whose answers nobody took"),
+        (doors.half_frames, "requests not whole in time"),
+    ];
+    let counts = counts.into_iter().filter(|&(count, _)| count > 0);
+    let words: Vec<String> = counts.map(|(count, what)| format!("{count} {what}")).collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 fn commit_index(nodes: &[NodeStatus]) -> u64 {
@@ -186,6 +231,7 @@ mod tests {
             oldest_revision: 0,
             state_hash: u64::MAX,
             peers: vec![],
+            doors: Doors::default(),
         };
         let lost = Error::Unreachable { tried: vec![("127.0.0.1:7002".into(), "gone".into())] };
         vec![
@@ -203,6 +249,21 @@ mod tests {
         assert_eq!(first, ["n1", "leader", "3", "120", "118", "2", "100", "1.5", "KiB", "7"]);
         assert_eq!(second, ["n2", "unreachable"]);
         assert_eq!(why, ["n2:", "127.0.0.1:7002:", "gone"]);
+    }
+
+    #[test]
+    fn what_was_turned_away_has_a_line_and_only_then() {
+        assert_eq!(turned_away(&Doors::default()), None);
+        let mut nodes = nodes();
+        if let Ok(status) = &mut nodes[0].status {
+            status.doors.client.ignored = 3;
+            status.doors.not_taken = 2;
+        }
+        let text = table(&nodes);
+        let line =
+            "n1: turned away 3 handshakes without a place, 2 streams whose answers nobody took";
+        assert!(text.contains(line), "{text}");
+        assert_eq!(json_nodes(&nodes)["nodes"][0]["doors"]["client"]["ignored"], 3);
     }
 
     #[test]

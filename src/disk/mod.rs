@@ -22,6 +22,7 @@
 
 mod blocks;
 mod bus;
+mod heap;
 mod map;
 mod memory;
 mod os;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use blocks::Blocks;
 pub use bus::{EXIT_BUS, explain_bus_errors};
+pub use heap::trim_heap;
 pub use memory::{Fate, MemDisk};
 pub use os::OsDisk;
 

@@ -217,4 +217,13 @@ pub trait Replies {
     fn scan(&mut self, to: ReplyTo, reader: Reader, at: Index);
     /// The snapshot at this index can be sent.
     fn snapshot(&mut self, to: ReplyTo, at: Index);
+    /// Whether there is room for the answer to a read. An answer to a write always finds some: it is short.
+    fn has_room(&mut self, _: ReplyTo) -> bool {
+        true
+    }
+    /// Takes back a read for whose answer there is no room: it comes again, as a local one, when there is. What is read
+    /// then is newer, so it is as fresh as what was asked for, and no answer waits in the meantime.
+    fn hold(&mut self, to: ReplyTo, _: RequestBody) {
+        unreachable!("the request {to:?} has room for its answer");
+    }
 }

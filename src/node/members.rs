@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::requests::What;
+use super::reads::What;
 use super::{Node, Output, Replies, ReplyTo};
 use crate::proto::client::{Manage, MemberInfo, MemberKind, Refusal, Reply};
 use crate::raft::{

@@ -22,6 +22,7 @@ mod io;
 mod members;
 mod open;
 mod own;
+mod reads;
 mod repair;
 mod requests;
 pub mod run;
@@ -51,7 +52,8 @@ use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal, Room};
 use agreement::Agreement;
 use members::WaitingChange;
 use own::LogTime;
-use requests::{Growth, Proposal, WaitingRead};
+use reads::WaitingRead;
+use requests::{Growth, Proposal};
 
 /// What clients are told about this node and its cluster, and its limits.
 #[derive(Clone, Debug)]
@@ -94,6 +96,8 @@ pub struct Node {
     /// What those may add to the store.
     growth: Growth,
     next_read: ReadId,
+    /// Bytes of the keys of gets that wait.
+    waiting_key_bytes: usize,
     /// Reads that wait for an index.
     reads: BTreeMap<ReadId, Vec<WaitingRead>>,
     /// Reads that wait for the store to reach their index.

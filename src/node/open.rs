@@ -267,6 +267,7 @@ fn assemble(
         proposals: VecDeque::new(),
         growth: Growth::default(),
         next_read,
+        waiting_key_bytes: 0,
         reads: BTreeMap::new(),
         ready: Vec::new(),
         changes: Vec::new(),

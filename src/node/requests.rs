@@ -2,35 +2,14 @@
 
 use bytes::Bytes;
 
-use super::{Forward, Input, Node, Output, Replies, ReplyTo, Request, RequestBody};
+use super::reads::{WaitingRead, What};
+use super::{Forward, Input, Node, Output, ReplyTo, Request, RequestBody};
 use crate::proto;
-use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, Reply, RoleName, Status};
+use crate::proto::client::{Consistency, Doors, HelloReply, PeerStatus, Refusal, RoleName, Status};
 use crate::proto::command::{Command, Op, Principal, key_is_valid};
 use crate::proto::limits::KEY_BYTES_MAX;
 use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
-use crate::store::Reader;
 use crate::wal::{BatchBuilder, ENTRY_HEADER_BYTES, Room};
-
-/// A read that waits for its index.
-#[derive(Debug)]
-pub(super) struct WaitingRead {
-    reply_to: ReplyTo,
-    what: What,
-}
-
-#[derive(Debug)]
-pub(super) enum What {
-    Get(Bytes, Option<u64>),
-    Scan(Option<u64>),
-    /// A snapshot of what is there now.
-    Save,
-    /// Nothing to read: the request is refused for this reason.
-    Refuse(Refusal),
-    Hello,
-    Status,
-    /// A change of this member is done.
-    Managed(NodeId),
-}
 
 /// A write of a client that is in the log and not yet applied.
 #[derive(Debug)]
@@ -101,6 +80,13 @@ impl Node {
                     continue;
                 }
                 RequestBody::Get { key, consistency, revision } => {
+                    let key = self.own_key(key);
+                    if self.waiting_key_bytes + key.len() > WAITING_KEY_BYTES_MAX {
+                        let busy = Refusal::Busy { retry_after_ms: BUSY_RETRY_MS };
+                        self.answer_later(reply_to, What::Refuse(busy));
+                        continue;
+                    }
+                    self.waiting_key_bytes += key.len();
                     (consistency, What::Get(key, revision))
                 }
                 RequestBody::Scan { consistency, revision } => (consistency, What::Scan(revision)),
@@ -263,66 +249,7 @@ impl Node {
         }
     }
 
-    pub(super) fn refuse_read(&mut self, id: ReadId) {
-        let leader = self.raft.leader().map(|NodeId(id)| id);
-        for read in self.reads.remove(&id).unwrap_or_default() {
-            self.answer_later(read.reply_to, What::Refuse(Refusal::NotLeader { leader }));
-        }
-    }
-
-    /// Answers every read whose index the store has reached.
-    pub(super) fn answer_reads(&mut self, replies: &mut dyn Replies) {
-        let applied = self.store.revision();
-        if self.ready.is_empty() {
-            return;
-        }
-        let reader = self.store.reader();
-        let (now, later) =
-            std::mem::take(&mut self.ready).into_iter().partition(|&(index, _)| index <= applied);
-        self.ready = later;
-        let now: Vec<(Index, Vec<WaitingRead>)> = now;
-        let reads = now.iter().flat_map(|(_, reads)| reads);
-        reader.warm_up(reads.filter_map(|read| match &read.what {
-            What::Get(key, _) => Some(&key[..]),
-            What::Scan(_)
-            | What::Save
-            | What::Refuse(_)
-            | What::Hello
-            | What::Status
-            | What::Managed(_) => None,
-        }));
-        let mut reads = now.iter().flat_map(|(_, reads)| reads);
-        if reads.any(|read| matches!(read.what, What::Get(..) | What::Scan(_))) {
-            self.snapshots.quiet_ticks = 0;
-        }
-        for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
-            match what {
-                What::Get(key, at) => {
-                    let reply = match readable(&reader, applied, at) {
-                        Ok(at) => match reader.get(&key, at) {
-                            Some(found) => {
-                                Reply::Value { revision: found.revision.0, value: found.value }
-                            }
-                            None => Reply::NotFound,
-                        },
-                        Err(refusal) => Reply::Refused(refusal),
-                    };
-                    replies.reply(reply_to, &reply);
-                }
-                What::Scan(at) => match readable(&reader, applied, at) {
-                    Ok(at) => replies.scan(reply_to, reader.clone(), at),
-                    Err(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
-                },
-                What::Save => self.snapshots.wanted.push((reply_to, applied)),
-                What::Refuse(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
-                What::Managed(NodeId(id)) => replies.reply(reply_to, &Reply::Managed { id }),
-                What::Hello => replies.reply(reply_to, &Reply::Hello(self.hello())),
-                What::Status => replies.reply(reply_to, &Reply::Status(self.status())),
-            }
-        }
-    }
-
-    fn hello(&self) -> HelloReply {
+    pub(super) fn hello(&self) -> HelloReply {
         HelloReply {
             version: proto::PROTOCOL_VERSION,
             node_id: self.raft.id().0,
@@ -365,24 +292,16 @@ impl Node {
             oldest_revision: self.store.oldest().0,
             state_hash: self.store.state_hash(),
             peers: peers.collect(),
+            doors: Doors::default(),
         }
     }
-}
-
-/// The revision at which a client that asked for `revision` reads.
-fn readable(reader: &Reader, applied: Index, revision: Option<u64>) -> Result<Index, Refusal> {
-    let Some(revision) = revision else { return Ok(applied) };
-    let oldest = reader.oldest().0;
-    if revision > applied.0 {
-        let reason = format!("revision {revision} is yet to come: the newest is {applied}");
-        return Err(Refusal::Invalid { reason });
-    }
-    if revision < oldest { Err(Refusal::Compacted { oldest }) } else { Ok(Index(revision)) }
 }
 
 /// Bytes that wait for this node's own disk; above it clients get `Busy`. The others may commit without this disk, so
 /// the core's limit on what is not committed does not hold them.
 const UNSYNCED_BYTES_MAX: usize = 64 << 20;
+/// Keys of gets that wait, which is for long only while there is no majority; more are refused as `Busy`.
+const WAITING_KEY_BYTES_MAX: usize = 32 << 20;
 /// How long a refused client should wait.
 const BUSY_RETRY_MS: u32 = 20;
 /// What a write takes of the store's memory beside key and value: node, tower, version, its place in the index.

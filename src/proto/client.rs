@@ -187,6 +187,46 @@ pub struct PeerStatus {
     pub alive: bool,
 }
 
+/// How one of a node's ports fares. Numbers count from the node's start; `connections` and `half_open` are of now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Door {
+    /// Connections whose other side has shown a certificate.
+    pub connections: u64,
+    /// Handshakes that have begun.
+    pub half_open: u64,
+    /// Handshakes that had to show first that their address is their own.
+    pub retried: u64,
+    /// Handshakes that found no place, and were ignored.
+    pub ignored: u64,
+    /// Connections that were closed because their principal, or all together, have too many.
+    pub refused: u64,
+    /// Handshakes that failed.
+    pub failed: u64,
+    /// Handshakes that were not over in time.
+    pub timed_out: u64,
+}
+
+/// How a node's ports fare, and what waits behind them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doors {
+    /// The port for clients.
+    pub client: Door,
+    /// The port for nodes.
+    pub peer: Door,
+    /// Bytes of answers that wait for their clients now.
+    pub reply_bytes: u64,
+    /// Bytes of requests that are not whole now.
+    pub half_frame_bytes: u64,
+    /// Reads that wait now for room for their answers.
+    pub held_reads: u64,
+    /// Streams that were ended because nothing of their answers was taken.
+    pub not_taken: u64,
+    /// Streams that were ended because a request was not whole in time.
+    pub half_frames: u64,
+    /// Requests that were refused because too much was waiting.
+    pub busy: u64,
+}
+
 /// How a node is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -226,6 +266,8 @@ pub struct Status {
     pub state_hash: u64,
     /// What the leader knows of the others; empty on the others.
     pub peers: Vec<PeerStatus>,
+    /// How its ports fare.
+    pub doors: Doors,
 }
 
 /// Why a request was refused; each variant says what the client can do.

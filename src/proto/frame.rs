@@ -17,6 +17,8 @@ use super::Malformed;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 14;
 const AFTER_LEN_BYTES: usize = HEADER_BYTES - 4;
+/// Less memory than this may stay with a stream on which nothing comes.
+const COMPACT_BYTES: usize = 16 << 10;
 
 /// What a frame's body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,12 +155,14 @@ fn set_len(frame: &mut [u8]) {
 pub struct FrameDecoder {
     frame_bytes_max: usize,
     buffer: BytesMut,
+    /// The most that the memory behind the buffer has held.
+    pinned_bytes: usize,
 }
 
 impl FrameDecoder {
     /// A decoder that refuses frames longer than `frame_bytes_max` (header included).
     pub fn new(frame_bytes_max: usize) -> FrameDecoder {
-        FrameDecoder { frame_bytes_max, buffer: BytesMut::new() }
+        FrameDecoder { frame_bytes_max, buffer: BytesMut::new(), pinned_bytes: 0 }
     }
 
     /// From now on frames up to this length are taken, header included.
@@ -169,6 +173,7 @@ impl FrameDecoder {
     /// Takes in the next bytes of the stream, by copy: a received chunk would pin its whole receive buffer.
     pub fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
+        self.pinned_bytes = self.pinned_bytes.max(self.buffer.len());
     }
 
     /// The next whole frame, or `None` until more bytes come.
@@ -198,6 +203,19 @@ impl FrameDecoder {
     /// Whether the stream may end here: no frame is half read.
     pub fn is_at_frame_boundary(&self) -> bool {
         self.buffer.is_empty()
+    }
+
+    /// Bytes of a frame that is not whole.
+    pub fn half_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Lets go of memory that earlier frames have filled, if it is much more than what is left of them.
+    pub fn compact(&mut self) {
+        if self.pinned_bytes >= COMPACT_BYTES && self.buffer.len() < self.pinned_bytes / 2 {
+            self.buffer = BytesMut::from(&self.buffer[..]);
+            self.pinned_bytes = self.buffer.len();
+        }
     }
 }
 
@@ -231,6 +249,21 @@ mod tests {
             assert_eq!(frames, expected, "in chunks of {chunk_bytes}");
             assert!(decoder.is_at_frame_boundary());
         }
+    }
+
+    #[test]
+    fn memory_of_whole_frames_is_not_held_by_the_beginning_of_the_next() {
+        let mut decoder = FrameDecoder::new(1 << 20);
+        let mut long = Vec::new();
+        encode_frame(&mut long, FrameKind::Write, 1, |body| body.resize(100_000, 1));
+        decoder.push(&[&long[..], &encode_header(FrameKind::Get, 2, 3), b"k"].concat());
+        assert!(decoder.next_frame().unwrap().is_some() && decoder.next_frame().unwrap().is_none());
+        assert!(decoder.pinned_bytes > 100_000);
+        decoder.compact();
+        assert_eq!((decoder.half_bytes(), decoder.pinned_bytes), (15, 15));
+        assert!(decoder.buffer.capacity() < 100);
+        decoder.push(b"ey");
+        assert_eq!(decoder.next_frame().unwrap().unwrap().body, "key");
     }
 
     #[test]

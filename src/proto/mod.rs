@@ -25,6 +25,13 @@ pub const CLIENT_ALPN: &[u8] = b"quicraft-client/1";
 /// The version of frames and messages that this build speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
 
+/// A node ends a stream with this code if nothing of its answers was taken for long.
+pub const STREAM_NOT_TAKEN: u32 = 5;
+/// A node ends a stream with this code if a frame on it was not whole in time.
+pub const STREAM_HALF_FRAME: u32 = 6;
+/// A node ends a connection with this code if its principal, or all together, have too many.
+pub const TOO_MANY_CONNECTIONS: u32 = 7;
+
 /// Bytes from outside that are no message; names what they should have been.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {0}")]

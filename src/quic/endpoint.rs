@@ -62,23 +62,7 @@ pub fn reload(endpoint: &Endpoint, kind: PortKind, credentials: &Credentials) ->
     Ok(())
 }
 
-/// The first of two steps to take a connection: refuses it (and returns `None`) when `connections_max` are open, and
-/// above half of that makes it prove its address first.
-pub fn admit(endpoint: &Endpoint, incoming: Incoming, connections_max: usize) -> Option<Incoming> {
-    let open = endpoint.open_connections();
-    if open >= connections_max {
-        incoming.refuse();
-        return None;
-    }
-    if open >= connections_max / 2 && incoming.may_retry() {
-        // The error is only "may not", which was just asked.
-        let _ = incoming.retry();
-        return None;
-    }
-    Some(incoming)
-}
-
-/// The second step: the handshake, with a time limit. The other side is then who the identity says, and may be on this
+/// Takes a connection: the handshake, with a time limit. The other side is then who the identity says, and may be on this
 /// port.
 ///
 /// # Errors

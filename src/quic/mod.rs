@@ -20,6 +20,7 @@
 mod endpoint;
 mod explain;
 mod ids;
+mod meter;
 mod reader;
 #[cfg(test)]
 #[cfg(feature = "server")]
@@ -32,17 +33,19 @@ use std::io;
 use std::net::SocketAddr;
 
 pub use endpoint::{
-    CONNECTIONS_MAX_DEFAULT, accept, admit, certificate_of, client_endpoint, dial, dial_any,
-    identity_of, reload, server_endpoint,
+    CONNECTIONS_MAX_DEFAULT, accept, certificate_of, client_endpoint, dial, dial_any, identity_of,
+    reload, server_endpoint,
 };
 pub use explain::{Disconnect, explain};
 pub use ids::IdMap;
-pub use reader::FrameReader;
+pub use meter::{Exceeding, Meter};
+pub use reader::{FrameReader, Progress};
 pub use tls::Rejection;
+pub use transport::CLIENT_WINDOW_BYTES_MIN;
 pub use writer::{FrameWriter, PushError, WriterDriver};
 
 use crate::pki::Problem;
-use crate::proto::{CLIENT_ALPN, Malformed, PEER_ALPN};
+use crate::proto::{CLIENT_ALPN, Malformed, PEER_ALPN, STREAM_HALF_FRAME, STREAM_NOT_TAKEN};
 
 /// The two ports of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +128,7 @@ pub enum Error {
     #[error("the connection ended: {0}")]
     Lost(Disconnect),
     /// The other side gave up this stream.
-    #[error("the other side gave up the stream with code {code}")]
+    #[error("the other side gave up the stream with code {code}{}", stream_code_words(*.code))]
     StreamEnded {
         /// Its reason, as agreed between the two programs.
         code: u64,
@@ -144,4 +147,13 @@ pub enum Error {
         /// What is wrong.
         problem: Problem,
     },
+}
+
+/// What the codes mean with which a node ends a stream.
+fn stream_code_words(code: u64) -> &'static str {
+    match u32::try_from(code) {
+        Ok(STREAM_NOT_TAKEN) => ": its answers waited too long and nothing of them was taken",
+        Ok(STREAM_HALF_FRAME) => ": a request was not whole in time",
+        _ => "",
+    }
 }

@@ -24,8 +24,11 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// A peer connection never loses memory to more than this in each direction.
 const PEER_WINDOW_BYTES: u32 = 4 << 20;
-/// A client connection, of which there are many.
+/// What a client gives the connection to a node.
 const CLIENT_WINDOW_BYTES: u32 = 2 << 20;
+/// What a node gives the connection of a client, of which there are many, before it knows who that is; the server widens
+/// it as far as there is memory for it. A few of the largest datagrams.
+pub const CLIENT_WINDOW_BYTES_MIN: u32 = 16 << 10;
 /// quinn keeps a slot for each stream that is permitted, so few are.
 const CLIENT_STREAMS_MAX: u32 = 32;
 /// Snapshots and forwarded writes.
@@ -60,9 +63,10 @@ pub(super) fn transport(kind: PortKind, is_dialler: bool) -> Arc<TransportConfig
         PortKind::Client => {
             // A server opens no streams towards a client.
             let streams_max = if is_dialler { 0 } else { CLIENT_STREAMS_MAX };
+            let window = if is_dialler { CLIENT_WINDOW_BYTES } else { CLIENT_WINDOW_BYTES_MIN };
             config
-                .receive_window(VarInt::from_u32(CLIENT_WINDOW_BYTES))
-                .send_window(CLIENT_WINDOW_BYTES.into())
+                .receive_window(VarInt::from_u32(window))
+                .send_window(window.into())
                 .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
                 .max_concurrent_uni_streams(VarInt::from_u32(0))
                 .initial_rtt(Duration::from_millis(50))

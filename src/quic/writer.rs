@@ -17,6 +17,7 @@ use bytes::Bytes;
 use quinn::{SendStream, StoppedError, VarInt, WriteError};
 use tokio::sync::Notify;
 
+use super::meter::Meter;
 use super::{Error, explain};
 
 /// Longest piece given to QUIC: window space is freed only when a whole one is acknowledged.
@@ -55,6 +56,12 @@ struct Shared {
     queue: Mutex<Queue>,
     /// Signalled when the queue was empty and is not, and when it is closed.
     wake: Notify,
+    /// Signalled when the stream is to end at once.
+    aborted: Notify,
+    /// Signalled when less is queued than somebody waits for, and when it is closed.
+    room: Notify,
+    /// Counts what is queued.
+    meter: Option<Arc<Meter>>,
 }
 
 #[derive(Debug, Default)]
@@ -65,7 +72,13 @@ struct Queue {
     /// How long the last batch's tail was: how much to allocate for the next.
     tail_bytes_hint: usize,
     queued_bytes: usize,
+    /// Somebody waits until there is less than this.
+    room_below: usize,
+    /// Bytes that QUIC has taken, in all.
+    taken_bytes: u64,
     is_closed: bool,
+    /// The stream is reset with this code.
+    abort: Option<u32>,
 }
 
 /// Closes the queue when the last handle goes.
@@ -77,7 +90,18 @@ struct Handles {
 impl FrameWriter {
     /// A queue with a limit, and the driver that empties it: spawn [`WriterDriver::drive`] and keep its handle.
     pub fn new(limit_bytes: usize) -> (FrameWriter, WriterDriver) {
-        let shared = Arc::new(Shared { limit_bytes, queue: Mutex::default(), wake: Notify::new() });
+        FrameWriter::with(limit_bytes, None)
+    }
+
+    /// The same, and what is queued is counted by `meter`.
+    pub fn metered(limit_bytes: usize, meter: Arc<Meter>) -> (FrameWriter, WriterDriver) {
+        FrameWriter::with(limit_bytes, Some(meter))
+    }
+
+    fn with(limit_bytes: usize, meter: Option<Arc<Meter>>) -> (FrameWriter, WriterDriver) {
+        let [wake, aborted, room] = [(); 3].map(|()| Notify::new());
+        let queue = Mutex::default();
+        let shared = Arc::new(Shared { limit_bytes, queue, wake, aborted, room, meter });
         let handles = Arc::new(Handles { shared: shared.clone() });
         (FrameWriter { handles }, WriterDriver { shared })
     }
@@ -118,6 +142,42 @@ impl FrameWriter {
         self.handles.shared.lock().map_or(0, |queue| queue.queued_bytes)
     }
 
+    /// Bytes that QUIC has taken since the beginning: a number that stays means that the other side reads nothing.
+    pub fn taken_bytes(&self) -> u64 {
+        self.handles.shared.lock().map_or(0, |queue| queue.taken_bytes)
+    }
+
+    /// Waits until less than `bytes` are queued, or nothing more is sent on this stream.
+    pub async fn room(&self, bytes: usize) {
+        let shared = &self.handles.shared;
+        loop {
+            let mut rung = std::pin::pin!(shared.room.notified());
+            rung.as_mut().enable();
+            match shared.lock() {
+                Some(mut queue) if !queue.is_closed && queue.queued_bytes >= bytes => {
+                    queue.room_below = queue.room_below.max(bytes);
+                }
+                Some(_) | None => return,
+            }
+            rung.await;
+        }
+    }
+
+    /// Waits until nothing more is sent on this stream.
+    pub async fn closed(&self) {
+        self.room(0).await;
+    }
+
+    /// Ends the stream at once: what is queued is dropped, and the other side hears the code.
+    pub fn abort(&self, code: u32) {
+        let shared = &self.handles.shared;
+        if let Some(mut queue) = shared.lock() {
+            queue.abort = Some(code);
+        }
+        shared.aborted.notify_one();
+        shared.close();
+    }
+
     /// Ends the stream after what is queued.
     pub fn close(&self) {
         self.handles.shared.close();
@@ -137,9 +197,13 @@ impl FrameWriter {
         if queue.queued_bytes >= shared.limit_bytes {
             return Err(PushError::Full);
         }
-        let was_empty = queue.is_empty();
+        let (was_empty, before) = (queue.is_empty(), queue.queued_bytes);
         push(&mut queue);
         let must_wake = was_empty && !queue.is_empty();
+        if let Some(meter) = &shared.meter {
+            // Under the lock: what the driver removes was added before.
+            meter.add(queue.queued_bytes - before);
+        }
         drop(queue);
         if must_wake {
             shared.wake.notify_one();
@@ -161,16 +225,26 @@ impl WriterDriver {
     /// # Errors
     /// [`Error::Lost`] or [`Error::StreamEnded`] if the connection or the other side ended it.
     pub async fn drive(self, mut stream: SendStream) -> Result<(), Error> {
-        let mut guard = ResetOnDrop { stream: &mut stream, is_armed: true };
+        let mut guard = ResetOnDrop { stream: &mut stream, is_armed: true, code: 0 };
         let mut batch = VecDeque::new();
         let mut stopped = Box::pin(guard.stream.stopped());
         loop {
             // Asked before taking: nothing is pushed after it is closed, so an empty queue is then the end.
             let is_closed = self.shared.is_closed();
+            if let Some(code) = self.shared.abort_code() {
+                guard.code = code;
+                return Err(Error::StreamEnded { code: code.into() });
+            }
             if self.shared.take(&mut batch) {
                 while !batch.is_empty() {
                     let chunks = batch.make_contiguous();
-                    let written = guard.stream.write_chunks(chunks).await.map_err(write_error)?;
+                    let written = tokio::select! {
+                        biased;
+                        written = guard.stream.write_chunks(chunks) => written,
+                        // The code is found at the top of the loop.
+                        () = self.shared.aborted.notified() => break,
+                    };
+                    let written = written.map_err(write_error)?;
                     batch.drain(..written.chunks);
                     self.shared.on_written(written.bytes);
                 }
@@ -195,8 +269,12 @@ impl WriterDriver {
 impl Drop for WriterDriver {
     fn drop(&mut self) {
         if let Some(mut queue) = self.shared.lock() {
+            if let Some(meter) = &self.shared.meter {
+                meter.remove(queue.queued_bytes);
+            }
             *queue = Queue { is_closed: true, ..Queue::default() };
         }
+        self.shared.room.notify_waiters();
     }
 }
 
@@ -204,13 +282,14 @@ impl Drop for WriterDriver {
 struct ResetOnDrop<'a> {
     stream: &'a mut SendStream,
     is_armed: bool,
+    code: u32,
 }
 
 impl Drop for ResetOnDrop<'_> {
     fn drop(&mut self) {
         if self.is_armed {
             // The error is that it has ended already.
-            let _ = self.stream.reset(VarInt::from_u32(0));
+            let _ = self.stream.reset(VarInt::from_u32(self.code));
         }
     }
 }
@@ -226,6 +305,11 @@ impl Shared {
             queue.is_closed = true;
         }
         self.wake.notify_one();
+        self.room.notify_waiters();
+    }
+
+    fn abort_code(&self) -> Option<u32> {
+        self.lock().and_then(|queue| queue.abort)
     }
 
     fn is_closed(&self) -> bool {
@@ -241,8 +325,19 @@ impl Shared {
     }
 
     fn on_written(&self, bytes: usize) {
-        if let Some(mut queue) = self.lock() {
-            queue.queued_bytes = queue.queued_bytes.saturating_sub(bytes);
+        let Some(mut queue) = self.lock() else { return };
+        queue.queued_bytes -= bytes;
+        queue.taken_bytes += bytes as u64;
+        let has_room = queue.queued_bytes < queue.room_below;
+        if has_room {
+            queue.room_below = 0;
+        }
+        drop(queue);
+        if has_room {
+            self.room.notify_waiters();
+        }
+        if let Some(meter) = &self.meter {
+            meter.remove(bytes);
         }
     }
 }

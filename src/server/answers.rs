@@ -2,9 +2,9 @@
 //! buffer in one push, which is written when the turn is over.
 
 use super::shared::{Ready, Shared};
-use crate::node::{Replies, ReplyTo};
+use crate::node::{Replies, ReplyTo, RequestBody};
 use crate::proto;
-use crate::proto::client::Reply;
+use crate::proto::client::{Refusal, Reply, Status};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::LARGE_BYTES;
 use crate::raft::Index;
@@ -16,11 +16,22 @@ pub(super) struct Burst<'a> {
     stream: u64,
     answers: usize,
     encoded: Vec<u8>,
+    /// Bytes for which the stream had room when it had its turn.
+    room_bytes: usize,
 }
 
 impl Burst<'_> {
     pub(super) fn new(shared: &Shared) -> Burst<'_> {
-        Burst { shared, stream: 0, answers: 0, encoded: Vec::new() }
+        Burst { shared, stream: u64::MAX, answers: 0, encoded: Vec::new(), room_bytes: 0 }
+    }
+
+    /// Gathers for this stream from now on.
+    fn turn_to(&mut self, stream: u64) {
+        if stream != self.stream || self.encoded.len() >= BURST_BYTES {
+            self.flush();
+            self.stream = stream;
+            self.room_bytes = self.shared.room_bytes(stream);
+        }
     }
 
     fn flush(&mut self) {
@@ -40,11 +51,14 @@ impl Drop for Burst<'_> {
 
 impl Replies for Burst<'_> {
     fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
-        if to.stream != self.stream || self.encoded.len() >= BURST_BYTES {
-            self.flush();
-            self.stream = to.stream;
-        }
+        self.turn_to(to.stream);
+        let with_doors;
         let reply = match reply {
+            Reply::Status(status) => {
+                let doors = self.shared.doors();
+                with_doors = Reply::Status(Status { doors, ..status.clone() });
+                &with_doors
+            }
             Reply::Value { value, .. }
                 if value.len() > LARGE_BYTES && self.shared.is_shared(to.stream) =>
             {
@@ -71,6 +85,17 @@ impl Replies for Burst<'_> {
         }
     }
 
+    fn has_room(&mut self, to: ReplyTo) -> bool {
+        self.turn_to(to.stream);
+        self.encoded.len() < self.room_bytes
+    }
+
+    fn hold(&mut self, to: ReplyTo, body: RequestBody) {
+        if self.shared.hold(to, body).is_err() {
+            self.reply(to, &Reply::Refused(Refusal::Busy { retry_after_ms: BUSY_RETRY_MS }));
+        }
+    }
+
     fn snapshot(&mut self, to: ReplyTo, at: Index) {
         if let Some(waiting) = self.shared.take_scan(to.stream) {
             let _ = waiting.send(Ready::Snapshot(at));
@@ -78,5 +103,7 @@ impl Replies for Burst<'_> {
     }
 }
 
+/// How long a refused client should wait.
+const BUSY_RETRY_MS: u32 = 20;
 /// Answers to one stream are handed over at this length.
 const BURST_BYTES: usize = 64 << 10;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
 use super::authorise::authorise;
+use super::budget::{Account, Window};
 use super::peers::REMOVED;
 use super::shared::Shared;
+use super::streams::{Look, STREAM_REPLY_BYTES};
 use super::{save, scan};
 use crate::node::{ReplyTo, Request, RequestBody};
 use crate::pki::{self, Identity, Who};
@@ -25,6 +27,7 @@ struct Caller {
     uri: Arc<str>,
     /// Whose sessions are opened here.
     owner: Principal,
+    account: Arc<Account>,
 }
 
 /// What every connection needs.
@@ -39,13 +42,11 @@ impl Clients {
     /// Accepts clients for as long as the endpoint lives.
     pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
-            let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else {
-                continue;
-            };
+            let Some(admitted) = self.shared.client_gate.admit(incoming) else { continue };
             let clients = Arc::clone(&self);
             tokio::spawn(async move {
-                match quic::accept(incoming).await {
-                    Ok((connection, identity)) => clients.serve(connection, identity).await,
+                match admitted.accept().await {
+                    Ok((connection, identity, _place)) => clients.serve(connection, identity).await,
                     Err(error) => report_refused("client", &error),
                 }
             });
@@ -53,8 +54,11 @@ impl Clients {
     }
 
     async fn serve(self: &Arc<Self>, connection: Connection, identity: Identity) {
-        let (uri, owner) = (identity.to_string().into(), identity.principal());
-        let caller = Arc::new(Caller { uri, owner, identity });
+        let (uri, owner): (Arc<str>, _) = (identity.to_string().into(), identity.principal());
+        let account = self.shared.accounts.of(&uri);
+        let mut window = Window::new(Arc::clone(&account));
+        let caller = Arc::new(Caller { uri, owner, identity, account });
+        widen(&mut window, &connection);
         // Requests share the first stream; those on others are large or scans, and go behind.
         let mut is_shared = true;
         let mut fenced = std::pin::pin!(self.shared.fenced(&caller.identity.who));
@@ -66,6 +70,7 @@ impl Clients {
                 }
             };
             let Ok((send, recv)) = accepted else { return };
+            widen(&mut window, &connection);
             // Fails only for a stream that was closed, which the first write reports.
             let _ = send.set_priority(i32::from(is_shared));
             let (clients, caller) = (Arc::clone(self), Arc::clone(&caller));
@@ -93,15 +98,36 @@ impl Clients {
         is_shared: bool,
         caller: &Caller,
     ) -> Result<(), quic::Error> {
-        let (writer, driver) = FrameWriter::new(REPLY_BYTES_MAX + self.value_bytes_max);
+        let (shared, account) = (&self.shared, &caller.account);
+        let limit_bytes = REPLY_BYTES_MAX + self.value_bytes_max;
+        let (writer, driver) = FrameWriter::metered(limit_bytes, Arc::clone(&account.replies));
         // Its error is the stream's end, which the reader sees as well.
         tokio::spawn(driver.drive(send));
-        let stream = self.shared.open_stream(writer.clone(), is_shared);
+        let stream = shared.open_stream(writer.clone(), is_shared, Arc::clone(account));
         let frame_bytes_max = self.value_bytes_max + FRAME_OVERHEAD_BYTES_MAX;
-        let mut reader = FrameReader::new(recv, frame_bytes_max);
+        let mut reader = FrameReader::metered(recv, frame_bytes_max, Arc::clone(&account.halves));
+        let attention = shared.watch_stream(stream, reader.progress());
         let (mut frames, mut requests) = (Vec::new(), Vec::new());
+        let mut must_look = false;
         loop {
-            let read = reader.read_batch(&mut frames).await;
+            if must_look || writer.queued_bytes() >= STREAM_REPLY_BYTES || account.replies.is_full()
+            {
+                let look = shared.until_clear(stream, &writer, account, &attention).await;
+                if let Look::Ended(code) = look {
+                    reader.stop(code);
+                    shared.drop_stream(stream);
+                    return Ok(());
+                }
+                must_look = false;
+            }
+            let read = tokio::select! {
+                biased;
+                read = reader.read_batch(&mut frames) => read,
+                () = attention.notified() => {
+                    must_look = true;
+                    continue;
+                }
+            };
             requests.extend(
                 frames
                     .drain(..)
@@ -113,7 +139,12 @@ impl Clients {
             match read {
                 Ok(true) => {}
                 Ok(false) => {
-                    self.shared.end_stream(stream);
+                    shared.end_stream(stream);
+                    if let Look::Ended(_) =
+                        shared.until_answered(stream, &writer, account, &attention).await
+                    {
+                        shared.drop_stream(stream);
+                    }
                     return Ok(());
                 }
                 Err(error) => {
@@ -201,7 +232,11 @@ impl Clients {
                 let Some(ready) = self.shared.wait_for_scan(reply_to.stream) else {
                     return Err(invalid("a scan needs a stream of its own".to_owned()));
                 };
-                tokio::spawn(scan::run(plan, ready, writer.clone(), Arc::clone(&self.shared)));
+                let sink = scan::Sink {
+                    writer: writer.clone(),
+                    replies: Arc::clone(&caller.account.replies),
+                };
+                tokio::spawn(scan::run(plan, ready, sink, Arc::clone(&self.shared)));
                 Ok(RequestBody::Scan { consistency, revision })
             }
             FrameKind::Save => {
@@ -209,7 +244,11 @@ impl Clients {
                     return Err(invalid("a save needs a stream of its own".to_owned()));
                 };
                 let (shared, source) = (Arc::clone(&self.shared), self.snapshots.clone());
-                tokio::spawn(save::run(reply_to, ready, writer.clone(), shared, source));
+                let sink = scan::Sink {
+                    writer: writer.clone(),
+                    replies: Arc::clone(&caller.account.replies),
+                };
+                tokio::spawn(save::run(reply_to, ready, sink, shared, source));
                 Ok(RequestBody::Save)
             }
             FrameKind::Status => Ok(RequestBody::Status),
@@ -233,6 +272,14 @@ impl Clients {
             | FrameKind::AskMembers
             | FrameKind::Members => Err(invalid("not a request".to_owned())),
         }
+    }
+}
+
+/// Gives a connection as much of a window as there is for it.
+fn widen(window: &mut Window, connection: &Connection) {
+    if window.widen() {
+        connection.set_receive_window(window.bytes().into());
+        connection.set_send_window(window.bytes().into());
     }
 }
 
@@ -283,8 +330,6 @@ pub(super) fn refuse(writer: &FrameWriter, to: ReplyTo, refusal: Refusal) {
     }
 }
 
-/// Connections of clients; more are refused.
-const CONNECTIONS_MAX: usize = 4096;
 /// Answers that wait to be read by one stream's client, besides one value of the greatest length.
 const REPLY_BYTES_MAX: usize = 16 << 20;
 /// What a waiting request costs beside its bytes.

@@ -64,13 +64,17 @@ async fn ask(connection: &Connection, forward: &Forward) -> Option<Frame> {
 
 /// Takes in a write that another node hands on; its answer goes back on the same stream.
 pub(super) fn receive(frame: &Frame, send: SendStream, from: &str, shared: &Shared) {
-    let (writer, driver) = FrameWriter::new(FRAME_OVERHEAD_BYTES_MAX);
+    let account = shared.accounts.of(&format!("node {from}"));
+    let replies = Arc::clone(&account.replies);
+    let (writer, driver) = FrameWriter::metered(FRAME_OVERHEAD_BYTES_MAX, replies);
     // Its error is the stream's end: the node that asked is gone.
     tokio::spawn(driver.drive(send));
     let reply_to = ReplyTo { stream: 0, request_id: frame.request_id };
     let decoded = decode(frame);
     let (owner, command, stream) = match decoded {
-        Ok((owner, command)) => (owner, command, shared.open_stream(writer.clone(), false)),
+        Ok((owner, command)) => {
+            (owner, command, shared.open_stream(writer.clone(), false, account))
+        }
         Err(refusal) => {
             tracing::warn!("{from} hands on what nobody may ask: {refusal:?}");
             refuse(&writer, reply_to, refusal);

@@ -15,11 +15,13 @@
 
 mod answers;
 mod authorise;
+mod budget;
 mod clients;
 mod driver;
 mod elders;
 mod fetch;
 mod forward;
+mod gate;
 mod intake;
 mod joined;
 mod joining;
@@ -33,6 +35,8 @@ mod settings;
 mod setup;
 mod shared;
 mod snapshots;
+mod streams;
+mod warden;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -214,6 +218,7 @@ pub async fn run(
         snapshots: save::Source { dir: snapshots.clone(), rate: settings.transfer_rate },
     });
     tokio::spawn(clients.accept(client_endpoint.clone()));
+    let warden = tokio::spawn(warden::run(Arc::clone(&shared)));
     let result = match opening {
         Opening::Ready(opened) => {
             let source = save::Source { dir: snapshots, rate: settings.transfer_rate };
@@ -232,6 +237,7 @@ pub async fn run(
             ended.and_then(|ended| after_repair(ended, settings, &credentials))
         }
     };
+    warden.abort();
     for endpoint in [&peer_endpoint, &client_endpoint] {
         endpoint.close(0_u32.into(), b"stopping");
     }

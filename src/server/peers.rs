@@ -51,13 +51,11 @@ impl Door {
     /// Accepts connections of other members, for as long as the endpoint lives.
     pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
-            let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else {
-                continue;
-            };
+            let Some(admitted) = self.shared.peer_gate.admit(incoming) else { continue };
             let door = Arc::clone(&self);
             tokio::spawn(async move {
-                let identified = quic::accept(incoming).await;
-                let (connection, identity) = match identified {
+                let identified = admitted.accept().await;
+                let (connection, identity, _place) = match identified {
                     Ok(accepted) => accepted,
                     Err(error) => {
                         clients::report_refused("peer", &error);
@@ -321,9 +319,6 @@ pub(super) const REMOVED: u32 = 3;
 pub(super) const OTHER_DATA: u32 = 5;
 /// Tells a node that a newer connection took the place of this one.
 const REPLACED: u32 = 7;
-/// Connections with the other members both ways, twice over after a reconnection, and handshakes of strangers, who get
-/// no further; more are refused.
-const CONNECTIONS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
 /// How long a new connection may take to say who speaks.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// The greatest entry, and a message's worth of small ones before it.

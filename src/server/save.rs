@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{interval, sleep};
+use tokio::time::interval;
 
+use super::scan::Sink;
 use super::shared::{Ready, Shared};
 use super::snapshots::{Sending, Throttle};
 use crate::node::ReplyTo;
 use crate::proto;
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
-use crate::quic::{FrameWriter, PushError};
+use crate::quic::PushError;
 use crate::raft::Index;
 use crate::store::snapshot;
 
@@ -29,11 +30,11 @@ pub(super) struct Source {
 pub(super) async fn run(
     reply_to: ReplyTo,
     ready: oneshot::Receiver<Ready>,
-    writer: FrameWriter,
+    sink: Sink,
     shared: Arc<Shared>,
     source: Source,
 ) {
-    let answer = Answer { reply_to, writer };
+    let answer = Answer { reply_to, sink };
     if let Some(index) = answer.wait(ready).await {
         match Sending::open(source.dir, index).await {
             Ok(file) => answer.send(file, source.rate).await,
@@ -52,12 +53,12 @@ pub(super) async fn run(
 
 struct Answer {
     reply_to: ReplyTo,
-    writer: FrameWriter,
+    sink: Sink,
 }
 
 impl Answer {
     fn push(&self, reply: &Reply<'_>) -> Result<(), PushError> {
-        self.writer.push(|buffer| {
+        self.sink.writer.push(|buffer| {
             encode_frame(buffer, FrameKind::Reply, self.reply_to.request_id, |body| {
                 proto::encode(reply, body);
             });
@@ -86,6 +87,9 @@ impl Answer {
         }
         let mut throttle = Throttle::new(rate);
         loop {
+            if self.sink.room().await.is_err() {
+                return;
+            }
             let chunk = match file.chunk().await {
                 Ok(chunk) if chunk.is_empty() => return,
                 Ok(chunk) => chunk,
@@ -94,12 +98,6 @@ impl Answer {
                     return;
                 }
             };
-            while self.writer.queued_bytes() > QUEUED_BYTES_MAX {
-                if self.writer.push(|_| ()) == Err(PushError::Closed) {
-                    return;
-                }
-                sleep(QUEUE_PATIENCE).await;
-            }
             throttle.spend(chunk.len()).await;
             if self.push(&Reply::SnapshotChunk(serde_bytes::Bytes::new(&chunk))).is_err() {
                 return;
@@ -111,6 +109,3 @@ impl Answer {
 /// How often a client that waits hears something.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const RETRY_MS: u32 = 100;
-/// Chunks that wait for a slow client; the file waits with it.
-const QUEUED_BYTES_MAX: usize = 256 << 10;
-const QUEUE_PATIENCE: Duration = Duration::from_millis(2);

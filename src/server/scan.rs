@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::shared::{Ready, Shared};
 use crate::node::ReplyTo;
@@ -12,7 +13,7 @@ use crate::proto;
 use crate::proto::client::{Reply, Row, Scan, ScanMode};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::{SCAN_PAGE_BYTES, SCAN_PAGE_ROWS_MAX};
-use crate::quic::{FrameWriter, PushError};
+use crate::quic::{FrameWriter, Meter, PushError};
 use crate::raft::Index;
 use crate::store::{Range, Reader};
 
@@ -52,34 +53,79 @@ struct Place {
 pub(super) async fn run(
     plan: Plan,
     ready: oneshot::Receiver<Ready>,
-    writer: FrameWriter,
+    sink: Sink,
     shared: Arc<Shared>,
 ) {
     let Ok(Ready::Scan(reader, at)) = ready.await else { return };
-    answer(&plan, &(reader, at), &writer).await;
+    answer(&plan, (reader, at), &sink, &shared).await;
     shared.drop_stream(plan.reply_to.stream);
 }
 
+/// Where pages go, and what counts those of the same principal.
+pub(super) struct Sink {
+    pub(super) writer: FrameWriter,
+    pub(super) replies: Arc<Meter>,
+}
+
+impl Sink {
+    /// Waits until there is room for more; the error is that the client is gone.
+    pub(super) async fn room(&self) -> Result<(), PushError> {
+        while !self.has_room() {
+            self.writer.room(QUEUED_BYTES_MAX).await;
+            self.writer.push(|_| ())?;
+            tokio::select! {
+                () = self.replies.room() => {}
+                // The other half of what to wait for is that the client is gone.
+                () = self.writer.closed() => return Err(PushError::Closed),
+            }
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.writer.queued_bytes() < QUEUED_BYTES_MAX && !self.replies.is_full()
+    }
+}
+
 /// Sends page after page; ends early when the client is gone.
-async fn answer(plan: &Plan, ready: &(Reader, Index), writer: &FrameWriter) {
+async fn answer(plan: &Plan, (reader, at): (Reader, Index), sink: &Sink, shared: &Shared) {
     let mut place = Place { after: None, rows: 0, is_over: false, more: false };
+    let mut reader = Some(reader);
     while !place.is_over {
         // A page a turn of the runtime: heartbeats pass between them.
         tokio::task::yield_now().await;
-        while writer.queued_bytes() > QUEUED_BYTES_MAX {
-            if writer.push(|_| ()) == Err(PushError::Closed) {
-                return;
+        let has_room = timeout(READER_PATIENCE, sink.room()).await;
+        let has_room = match has_room {
+            Ok(has_room) => has_room,
+            Err(_) => {
+                // The store may go on in another image: a scan that nobody takes must not keep this one.
+                reader = None;
+                sink.room().await
             }
-            tokio::time::sleep(QUEUE_PATIENCE).await;
-        }
-        let page = writer.push(|buffer| page(plan, ready, &mut place, buffer));
-        if page.is_err() {
+        };
+        if has_room.is_err() {
             return;
         }
+        let ready = match reader.take() {
+            Some(reader) => (reader, at),
+            // It was told why, if there is none any more.
+            None => match shared.scan_again(plan.reply_to, at).await {
+                Ok(Ready::Scan(reader, at)) => (reader, at),
+                Ok(Ready::Snapshot(_)) | Err(_) => return,
+            },
+        };
+        // Asked again, since others may have taken the room; so what goes over a limit is one page.
+        if sink.has_room() {
+            let page = sink.writer.push(|buffer| page(plan, &ready, &mut place, buffer));
+            if page.is_err() {
+                return;
+            }
+        }
+        reader = Some(ready.0);
     }
-    let end = Reply::ScanEnd { rows: place.rows, revision: ready.1.0, more: place.more };
+    let end = Reply::ScanEnd { rows: place.rows, revision: at.0, more: place.more };
     // The error is that the client is gone.
-    let _ = writer.push(|buffer| {
+    let _ = sink.writer.push(|buffer| {
         encode_frame(buffer, FrameKind::Reply, plan.reply_to.request_id, |body| {
             proto::encode(&end, body);
         });
@@ -139,7 +185,8 @@ fn page(plan: &Plan, (reader, at): &(Reader, Index), place: &mut Place, buffer: 
 const PAGE_STEPS_MAX: usize = 4 * SCAN_PAGE_ROWS_MAX;
 /// Pages that wait for a slow client; the scan waits with it.
 const QUEUED_BYTES_MAX: usize = 256 << 10;
-const QUEUE_PATIENCE: Duration = Duration::from_millis(2);
+/// How long a scan that waits keeps its reader.
+const READER_PATIENCE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
+use super::budget::Accounts;
+use super::gate::Gate;
+use super::streams::Stream;
 use crate::node::{Book, Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::pki::Who;
-use crate::proto::client::{Refusal, Reply};
-use crate::proto::frame::{FrameKind, encode_frame};
+use crate::proto::client::Doors;
 use crate::proto::peer::{StateHash, Want};
-use crate::quic::{FrameWriter, IdMap};
+use crate::quic::{self, IdMap};
 use crate::raft::{DataId, Index, Message, NodeId, Term};
 use crate::store::Reader;
 use crate::wal::Batch;
@@ -25,17 +27,31 @@ pub(super) enum Ready {
 }
 
 pub(super) struct Shared {
-    input: Mutex<Input>,
+    pub(super) input: Mutex<Input>,
     /// Rung when there is input.
     pub(super) bell: Notify,
     /// Rung when a turn has taken the input.
     drained: Notify,
     /// Rung when another node leads, or none.
     pub(super) leader_changed: Notify,
-    streams: Mutex<IdMap<Stream>>,
+    pub(super) streams: Mutex<IdMap<Stream>>,
     /// By stream: a scan or a save has one of its own.
-    scans: Mutex<IdMap<oneshot::Sender<Ready>>>,
-    next_stream: AtomicU64,
+    pub(super) scans: Mutex<IdMap<oneshot::Sender<Ready>>>,
+    pub(super) next_stream: AtomicU64,
+    /// What principals may hold.
+    pub(super) accounts: Accounts,
+    /// The places of the port for clients.
+    pub(super) client_gate: Arc<Gate>,
+    /// The places of the port for nodes.
+    pub(super) peer_gate: Arc<Gate>,
+    /// Reads that wait for room for their answers.
+    pub(super) held_reads: AtomicU64,
+    /// Streams that were ended because nothing was taken of their answers.
+    pub(super) not_taken: AtomicU64,
+    /// Streams that were ended because a request was not whole in time.
+    pub(super) half_frames: AtomicU64,
+    /// Requests that were refused because too much was waiting.
+    busy: AtomicU64,
     /// Who may speak as which node.
     pub(super) book: watch::Sender<Arc<Book>>,
     /// Who leads, and in which term.
@@ -62,6 +78,13 @@ impl Shared {
             streams: Mutex::default(),
             scans: Mutex::default(),
             next_stream: AtomicU64::new(0),
+            accounts: Accounts::new(),
+            client_gate: Arc::new(Gate::new(CLIENTS_MAX, CLIENTS_PER_PRINCIPAL_MAX)),
+            peer_gate: Arc::new(Gate::new(PEERS_MAX, PEERS_PER_MEMBER_MAX)),
+            held_reads: AtomicU64::new(0),
+            not_taken: AtomicU64::new(0),
+            half_frames: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
             fetches: Mutex::default(),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
         }
@@ -81,6 +104,21 @@ impl Shared {
         for Fetch { want, answered } in std::mem::take(&mut *lock(&self.fetches)) {
             // Who asked may be gone.
             let _ = answered.send(answer(&want));
+        }
+    }
+
+    /// How the ports fare, and what waits behind them.
+    pub(super) fn doors(&self) -> Doors {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Doors {
+            client: self.client_gate.door(),
+            peer: self.peer_gate.door(),
+            reply_bytes: self.accounts.replies.bytes() as u64,
+            half_frame_bytes: self.accounts.halves.bytes() as u64,
+            held_reads: count(&self.held_reads),
+            not_taken: count(&self.not_taken),
+            half_frames: count(&self.half_frames),
+            busy: count(&self.busy),
         }
     }
 
@@ -140,21 +178,8 @@ pub(super) struct Fetch {
     pub(super) answered: oneshot::Sender<Option<Batch>>,
 }
 
-/// A client's stream, as answers see it.
-struct Stream {
-    writer: FrameWriter,
-    /// Many requests share it: no long answer may stand before the others'.
-    is_shared: bool,
-    /// Questions without an answer yet.
-    pending: usize,
-    /// The client asks nothing more here.
-    ending: bool,
-    /// A scan has it to itself.
-    scans: bool,
-}
-
 /// Nothing is left half done under these locks that a panic could break.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -217,109 +242,32 @@ impl Shared {
             let mut input = lock(&self.input);
             let mut streams = lock(&self.streams);
             let mut asker = streams.get_mut(&stream);
+            let room = asker.as_ref().map_or(0, |asker| asker.request_room());
             for (request, bytes) in requests {
                 let is_full = input.requests.len() >= REQUESTS_MAX
                     || input.request_bytes + bytes > REQUEST_BYTES_MAX
-                    || asker.as_ref().is_some_and(|it| it.pending >= STREAM_REQUESTS_MAX);
+                    || accepted >= room;
                 if is_full {
                     // A scan's task ends without its sender.
                     lock(&self.scans).remove(&stream);
                     refused.push(request.reply_to);
                 } else {
                     accepted += 1;
-                    if let Some(asker) = &mut asker {
-                        asker.pending += 1;
-                    }
                     input.request_bytes += bytes;
                     input.requests.push(request);
                 }
             }
+            if let Some(asker) = &mut asker {
+                asker.asked(accepted);
+            }
+        }
+        if !refused.is_empty() {
+            self.busy.fetch_add(refused.len() as u64, Ordering::Relaxed);
         }
         if accepted > 0 {
             self.bell.notify_one();
         }
         refused
-    }
-
-    /// Answers a request that waits with a refusal.
-    pub(super) fn refuse(&self, to: ReplyTo, refusal: Refusal) {
-        self.relay_with(to, |body| crate::proto::encode(&Reply::Refused(refusal), body));
-    }
-
-    /// Answers a request with the body of another node's answer.
-    pub(super) fn relay(&self, to: ReplyTo, body: &[u8]) {
-        self.relay_with(to, |buffer| buffer.extend_from_slice(body));
-    }
-
-    fn relay_with(&self, to: ReplyTo, encode: impl FnOnce(&mut Vec<u8>)) {
-        self.answer(to.stream, 1, |buffer| {
-            encode_frame(buffer, FrameKind::Reply, to.request_id, encode);
-        });
-    }
-
-    /// Queues what `encode` appends, the answers to `count` questions of a stream.
-    pub(super) fn answer(&self, id: u64, count: usize, encode: impl FnOnce(&mut Vec<u8>)) {
-        let mut streams = lock(&self.streams);
-        let Some(stream) = streams.get_mut(&id) else { return };
-        let pushed = stream.writer.push(encode);
-        stream.pending = stream.pending.saturating_sub(count);
-        let is_over = stream.ending && stream.pending == 0;
-        // A client that does not read its answers loses the stream, not the node its memory.
-        if pushed.is_err() || is_over {
-            stream.writer.close();
-            streams.remove(&id);
-        }
-    }
-
-    /// The task of a stream's scan or save, if one waits for its turn.
-    pub(super) fn take_scan(&self, stream: u64) -> Option<oneshot::Sender<Ready>> {
-        lock(&self.scans).remove(&stream)
-    }
-
-    /// Whether long answers must not stand on this stream before others.
-    pub(super) fn is_shared(&self, stream: u64) -> bool {
-        lock(&self.streams).get(&stream).is_some_and(|stream| stream.is_shared)
-    }
-
-    /// Registers a stream under a new number.
-    pub(super) fn open_stream(&self, writer: FrameWriter, is_shared: bool) -> u64 {
-        let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
-        lock(&self.streams)
-            .insert(id, Stream { writer, is_shared, pending: 0, ending: false, scans: false });
-        id
-    }
-
-    /// The client asks nothing more on this stream; it ends with its last answer.
-    pub(super) fn end_stream(&self, id: u64) {
-        let mut streams = lock(&self.streams);
-        if let Some(stream) = streams.get_mut(&id) {
-            stream.ending = true;
-            if stream.pending == 0 {
-                stream.writer.close();
-                streams.remove(&id);
-            }
-        }
-    }
-
-    /// The stream is broken: nobody reads its answers.
-    pub(super) fn drop_stream(&self, id: u64) {
-        if let Some(stream) = lock(&self.streams).remove(&id) {
-            stream.writer.close();
-        }
-        lock(&self.scans).remove(&id);
-    }
-
-    /// Registers a scan or a save that waits for its turn. `None` on a stream where it would not be alone: so there are
-    /// no more scans than streams, and the end of one ends nothing else.
-    pub(super) fn wait_for_scan(&self, id: u64) -> Option<oneshot::Receiver<Ready>> {
-        let mut streams = lock(&self.streams);
-        let stream = streams.get_mut(&id)?;
-        if stream.is_shared || std::mem::replace(&mut stream.scans, true) {
-            return None;
-        }
-        let (sender, receiver) = oneshot::channel();
-        lock(&self.scans).insert(id, sender);
-        Some(receiver)
     }
 }
 
@@ -329,9 +277,6 @@ const FENCED_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 const PEER_MESSAGES_MAX: usize = 4096;
 /// State hashes that wait for a turn; each node sends one a second.
 const STATE_HASHES_MAX: usize = 1024;
-/// Requests of one stream that wait for their answers, which may take as long as there is no majority; more are refused
-/// as `Busy`. Our own client stops at half of it.
-const STREAM_REQUESTS_MAX: usize = 16_384;
 /// Requests that wait for a turn; more are refused as `Busy`.
 const REQUESTS_MAX: usize = 65_536;
 /// Questions of nodes that repair their logs, which each ask one at a time.
@@ -339,106 +284,16 @@ const FETCHES_MAX: usize = 16;
 /// Writes that wait for another node's answer.
 const FORWARDS_MAX: usize = 1024;
 /// Bytes of requests that wait for a turn; more are refused as `Busy`.
-const REQUEST_BYTES_MAX: usize = 256 << 20;
+const REQUEST_BYTES_MAX: usize = 128 << 20;
+/// Connections of clients; more are refused. Each takes some 30 kB before anything is asked.
+const CLIENTS_MAX: usize = 4096;
+/// Connections of one principal: an eighth, so that nobody takes them all.
+const CLIENTS_PER_PRINCIPAL_MAX: usize = 512;
+/// Connections with the other members both ways, twice over after a reconnection, and with nodes that are strangers and
+/// get no further.
+const PEERS_MAX: usize = quic::CONNECTIONS_MAX_DEFAULT;
+/// Connections of one member: it needs one, and those that it lost before may not have timed out yet.
+const PEERS_PER_MEMBER_MAX: usize = 16;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::{Replies, RequestBody};
-    use crate::proto::client::{Consistency, Scan, ScanMode};
-    use crate::server::answers::Burst;
-    use crate::server::scan;
-    use crate::store;
-
-    /// A scan whose client asks nothing more, before (`early`) or after it may read.
-    async fn scan(early: bool) {
-        let shared = Arc::new(Shared::new(NodeId(1), DataId(1)));
-        let (writer, _driver) = FrameWriter::new(1 << 20);
-        let stream = shared.open_stream(writer.clone(), false);
-        let to = ReplyTo { stream, request_id: 1 };
-        let asked = Scan {
-            from: b"",
-            to: None,
-            limit: u64::MAX,
-            reverse: false,
-            mode: ScanMode::Rows,
-            consistency: Consistency::Local,
-            revision: None,
-        };
-        let ready = shared.wait_for_scan(stream).expect("the stream is its own");
-        assert!(shared.wait_for_scan(stream).is_none(), "two scans on one stream");
-        let body = RequestBody::Scan { consistency: Consistency::Local, revision: None };
-        assert!(
-            shared.request(stream, [(Request { reply_to: to, body }, 1)].into_iter()).is_empty()
-        );
-        if early {
-            shared.end_stream(stream);
-        }
-        let options = store::Options { arena_bytes: 1 << 20, hash_seed: 1 };
-        let store = store::Store::new(options).expect("there is room");
-        Burst::new(&shared).scan(to, store.reader(), Index(0));
-        if !early {
-            shared.end_stream(stream);
-        }
-        assert_eq!(writer.push(|_| ()), Ok(()), "the stream ended before the scan");
-        let plan = scan::Plan::new(&asked, to);
-        scan::run(plan, ready, writer.clone(), Arc::clone(&shared)).await;
-        assert!(writer.queued_bytes() > 0, "the scan's end was not sent");
-        assert!(writer.push(|_| ()).is_err(), "the stream goes on after the scan");
-        assert!(lock(&shared.streams).is_empty() && lock(&shared.scans).is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_scan_is_answered_to_its_end_and_leaves_nothing_behind() {
-        scan(true).await;
-        scan(false).await;
-    }
-
-    #[tokio::test]
-    async fn a_scan_that_finds_no_room_leaves_nothing_behind() {
-        let shared = Shared::new(NodeId(1), DataId(1));
-        let (writer, _driver) = FrameWriter::new(1 << 20);
-        let to = ReplyTo { stream: shared.open_stream(writer, false), request_id: 1 };
-        let ready = shared.wait_for_scan(to.stream).expect("the stream is its own");
-        let body = RequestBody::Scan { consistency: Consistency::Local, revision: None };
-        let request = Request { reply_to: to, body };
-        assert_eq!(shared.request(to.stream, [(request, REQUEST_BYTES_MAX + 1)].into_iter()), [to]);
-        assert!(ready.await.is_err() && lock(&shared.scans).is_empty());
-    }
-
-    #[test]
-    fn a_stream_has_a_limited_number_of_questions_without_an_answer() {
-        let shared = Shared::new(NodeId(1), DataId(1));
-        let (writer, _driver) = FrameWriter::new(1 << 20);
-        let stream = shared.open_stream(writer, true);
-        let ask = |request_id| {
-            let reply_to = ReplyTo { stream, request_id };
-            shared.request(
-                stream,
-                std::iter::once((Request { reply_to, body: RequestBody::Status }, 1)),
-            )
-        };
-        for request_id in 0..STREAM_REQUESTS_MAX as u64 {
-            assert!(ask(request_id).is_empty());
-            // The node has taken it and does not answer.
-            shared.take_input(&mut Input::default());
-        }
-        assert_eq!(ask(1 << 20).len(), 1);
-        Burst::new(&shared).reply(ReplyTo { stream, request_id: 0 }, &Reply::NotFound);
-        assert!(ask(1 << 20).is_empty());
-    }
-
-    #[test]
-    fn a_tick_and_a_transfer_arrive_once() {
-        let shared = Shared::new(NodeId(1), DataId(1));
-        let mut input = Input { ticks: 1, transfer: true, ..Input::default() };
-        shared.take_input(&mut input);
-        assert!(input.ticks == 1 && input.transfer);
-        // The node's turn.
-        (input.ticks, input.transfer) = (0, false);
-        for turn in 0..3 {
-            shared.take_input(&mut input);
-            assert!(input.ticks == 0 && !input.transfer, "turn {turn}: {} ticks", input.ticks);
-        }
-    }
-}
+mod tests;

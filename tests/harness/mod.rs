@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses another part")]
 
+pub mod floods;
 pub mod joiner;
 pub mod workload;
 

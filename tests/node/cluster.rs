@@ -3,74 +3,30 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use quicraft::disk::{Disk, MemDisk};
 use quicraft::node::{
-    self, About, Input, Node, OpenOptions, Opening, Output, Replies, ReplyTo, Request, RequestBody,
+    self, About, Input, Node, OpenOptions, Opening, Output, ReplyTo, Request, RequestBody,
 };
 use quicraft::proto;
-use quicraft::proto::client::{Consistency, Refusal, Reply, Status};
+use quicraft::proto::client::{Consistency, Status};
 use quicraft::proto::command::{Command, Outcome, Principal, SessionId};
 use quicraft::proto::peer::Want;
-use quicraft::raft::{Body, Config, DataId, Founding, Index, Message, NodeId, ReadId, RoleKind};
-use quicraft::store::{self, Reader};
+use quicraft::raft::{Body, Config, DataId, Founding, Message, NodeId, ReadId, RoleKind};
+use quicraft::store;
 use quicraft::wal::{self, Batch, Writer};
 
+use crate::answers::{Answer, Answers};
 use crate::snapshots::{Lost, checkpoint};
-
-/// An answer, owned.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Answer {
-    Outcome(Outcome),
-    Value(Vec<u8>),
-    NotFound,
-    Refused(Refusal),
-    Scan(Index),
-    Other,
-}
-
-#[derive(Default)]
-struct Answers(BTreeMap<u64, Answer>);
-
-impl Replies for Answers {
-    fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
-        let answer = match reply {
-            Reply::Outcome(outcome) => Answer::Outcome(*outcome),
-            Reply::Value { value, .. } => Answer::Value(value.to_vec()),
-            Reply::NotFound => Answer::NotFound,
-            Reply::Refused(refusal) => Answer::Refused(refusal.clone()),
-            Reply::Hello(_)
-            | Reply::Rows(_)
-            | Reply::ScanEnd { .. }
-            | Reply::Status(_)
-            | Reply::Large
-            | Reply::Saving
-            | Reply::SnapshotBegins { .. }
-            | Reply::SnapshotChunk(_)
-            | Reply::Managed { .. } => Answer::Other,
-        };
-        let doubled = self.0.insert(to.request_id, answer);
-        assert_eq!(doubled, None, "request {} is answered twice", to.request_id);
-    }
-
-    fn scan(&mut self, to: ReplyTo, _: Reader, at: Index) {
-        self.0.insert(to.request_id, Answer::Scan(at));
-    }
-
-    fn snapshot(&mut self, to: ReplyTo, _: Index) {
-        self.0.insert(to.request_id, Answer::Other);
-    }
-}
 
 pub(crate) struct Cell {
     pub(crate) disk: MemDisk,
     pub(crate) dir: PathBuf,
     pub(crate) running: Option<(Node, Writer)>,
     pub(crate) input: Input,
-    answers: Answers,
+    pub(crate) answers: Answers,
 }
 
 pub(crate) struct Cluster {
@@ -367,7 +323,7 @@ impl Cluster {
     }
 
     pub(crate) fn answer(&self, node: usize, request: u64) -> Option<Answer> {
-        self.cells[node].answers.0.get(&request).cloned()
+        self.cells[node].answers.given.get(&request).cloned()
     }
 
     pub(crate) fn wait(&mut self, node: usize, request: u64) -> Answer {

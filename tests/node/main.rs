@@ -1,12 +1,14 @@
 //! Whole nodes without threads, network or clock: the turns, the log's own format and recovery, the
 //! store and its snapshots, on disks in memory that forget what was not synced.
 
+mod answers;
 mod cluster;
 mod restore;
 mod sessions;
 mod snapshots;
 
-use cluster::{Answer, Cluster};
+use answers::Answer;
+use cluster::Cluster;
 use quicraft::proto::client::{Refusal, Status};
 use quicraft::proto::command::{Command, Op, Outcome, SessionId};
 use quicraft::proto::peer::Want;

@@ -6,7 +6,8 @@ use quicraft::proto::command::{Command, Op, Outcome, Principal, SessionId, decod
 use quicraft::proto::limits::SESSION_IDLE_MS_MAX;
 use quicraft::raft::{EntryKind, Index};
 
-use crate::cluster::{Answer, Cluster};
+use crate::answers::Answer;
+use crate::cluster::Cluster;
 
 const DAY_MS: i64 = 24 * 3_600_000;
 
