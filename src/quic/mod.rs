@@ -17,6 +17,7 @@
 //!
 //! *Where to read more.* `facts/quic.md` sections 2, 4 and 5, `facts/reliability.md` section 5.
 
+mod congestion;
 mod endpoint;
 mod explain;
 mod ids;
@@ -39,6 +40,7 @@ pub use explain::{Disconnect, explain};
 pub use ids::IdMap;
 pub use reader::FrameReader;
 pub use tls::Rejection;
+pub use transport::widen;
 pub use writer::{FrameWriter, PushError, WriterDriver};
 
 use crate::pki::Problem;

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::book::REMOVED;
 use super::shared::Shared;
+use super::silence::{Silence, hedged};
 use crate::pki::Credentials;
 use crate::proto;
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
@@ -191,14 +192,28 @@ impl Dialler {
         let name = &self.contact.name;
         let mut wait = BACKOFF_MIN;
         let mut reported = Vec::new();
+        let mut next = None;
         loop {
-            match self.connect().await {
+            let connected = match next.take() {
+                Some(up) => Ok(up),
+                None => hedged(|| self.connect(), HEDGES).await,
+            };
+            match connected {
                 Ok(up) => {
                     report(&mut reported, format!("connected to {name}"));
                     let since = Instant::now();
                     let connection = up.connection.clone();
                     self.set(Some(up));
-                    let reason = connection.closed().await;
+                    let reason = tokio::select! {
+                        reason = connection.closed() => reason,
+                        up = self.successor(&connection) => {
+                            report(&mut reported, format!("lost {name}: it does not answer there"));
+                            connection.close(0_u32.into(), b"replaced by another connection");
+                            self.common.shared.tell(|input| input.unreachable.push(self.to));
+                            next = Some(up);
+                            continue;
+                        }
+                    };
                     self.set(None);
                     if let ConnectionError::ApplicationClosed(closed) = &reason
                         && closed.error_code == REMOVED.into()
@@ -206,7 +221,7 @@ impl Dialler {
                         self.common.shared.removed(name);
                     }
                     // Who ends connections at once is no news each time, nor worth a busy loop.
-                    if since.elapsed() >= BACKOFF_MAX {
+                    if since.elapsed() >= LASTING {
                         (wait, reported) = (BACKOFF_MIN, Vec::new());
                     }
                     report(&mut reported, format!("lost {name}: {reason}"));
@@ -216,6 +231,21 @@ impl Dialler {
             }
             sleep(jittered(wait)).await;
             wait = (wait * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Another connection beside one on which nothing comes back any more.
+    async fn successor(&self, connection: &Connection) -> Up {
+        let mut silence = Silence::new();
+        loop {
+            silence.begins(connection).await;
+            tokio::select! {
+                () = silence.ends(connection) => {}
+                connected = hedged(|| self.connect(), HEDGES) => match connected {
+                    Ok(up) => return up,
+                    Err(_) => sleep(jittered(BACKOFF_MAX)).await,
+                }
+            }
         }
     }
 
@@ -290,7 +320,12 @@ fn jittered(wait: Duration) -> Duration {
 /// Reasons that are remembered.
 const REPORTED_MAX: usize = 8;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A node that comes back hears the others within an election timeout.
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// A connection that lasted so long was a good one.
+const LASTING: Duration = Duration::from_secs(1);
+/// Attempts to connect that begin while the first is under way.
+const HEDGES: usize = 3;
 const OPEN_PATIENCE: Duration = Duration::from_secs(1);
 const FLUSH_ROUNDS: usize = 50;
 /// Heartbeats and votes go before entries.

@@ -30,6 +30,7 @@ mod scan;
 mod settings;
 mod setup;
 mod shared;
+mod silence;
 mod snapshots;
 
 use std::future::Future;

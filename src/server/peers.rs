@@ -81,6 +81,7 @@ async fn greet(
         connection.close(stranger.code(), stranger.to_string().as_bytes());
         return;
     }
+    quic::widen(&connection);
     let PeerHello { peer_address, client_address, .. } = hello.clone();
     let contact = Contact { name: name.clone(), peer_address, client_address, ticket: 0 };
     shared.tell(|input| input.announced.push((peer, contact)));
