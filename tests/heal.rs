@@ -34,12 +34,7 @@ async fn healed(cluster: &Cluster, client: &Client, node: usize, all: bool) -> D
 }
 
 /// Cuts a follower off again and again, and gives how long it took each time to follow after the heal.
-async fn rounds(
-    cluster: &mut Cluster,
-    client: &Client,
-    cuts: &[u64],
-    all: bool,
-) -> Vec<Duration> {
+async fn rounds(cluster: &mut Cluster, client: &Client, cuts: &[u64], all: bool) -> Vec<Duration> {
     let node = (cluster.leader().await + 1) % 3;
     let mut took = Vec::new();
     for &cut_ms in cuts {

@@ -8,6 +8,10 @@
 //! **The start over.** Persistent congestion on a path between nodes is a cut. What Cubic knew of the path is then
 //! dropped: the connection begins as a new one does.
 //!
+//! **Single losses.** A long path loses a packet now and then. Cubic would take a third off the window for each one and
+//! need many seconds to make up for it. A loss is congestion only when more than one byte in [`LOSS_SHARE`] of the last
+//! round trips is lost, and more than the few packets of a handshake: a bottleneck that overflows loses more at once.
+//!
 //! **The ceiling.** Cubic grows until a queue overflows, and a heartbeat would wait behind that queue. The ceiling is
 //! what the shortest round trip carries at [`RATE_BYTES`]: little between neighbours, megabytes over a distance. The
 //! shortest round trip has no queue in it, so a queue that grows does not raise the ceiling.
@@ -27,6 +31,11 @@ const CEILING_BYTES_MIN: u64 = 256 << 10;
 pub(super) const CEILING_BYTES_MAX: u64 = 16 << 20;
 /// What one connection can carry in a second, whatever the distance, up to 125 ms of it.
 const RATE_BYTES: u64 = 128 << 20;
+
+/// Losses up to this part of what was sent are no sign of congestion.
+const LOSS_SHARE: u64 = 50;
+/// So little says nothing: the floor may be on its way in any case.
+const LOSS_BYTES_MIN: u64 = FLOOR_BYTES / 4;
 
 const _: () = assert!(FLOOR_BYTES <= CEILING_BYTES_MIN && CEILING_BYTES_MIN <= CEILING_BYTES_MAX);
 
@@ -53,6 +62,7 @@ impl ControllerFactory for Bounded {
             mtu: current_mtu,
             ceiling: CEILING_BYTES_MIN,
             began: None,
+            losses: Losses { ends: now, acked: [0; 2], lost: [0; 2] },
         })
     }
 }
@@ -64,6 +74,34 @@ struct BoundedCubic {
     ceiling: u64,
     /// When Cubic last started over: what was sent before says nothing of it.
     began: Option<Instant>,
+    losses: Losses,
+}
+
+/// What arrived and what was lost in this round trip and the one before.
+#[derive(Clone, Copy)]
+struct Losses {
+    /// When this round trip ends.
+    ends: Instant,
+    acked: [u64; 2],
+    lost: [u64; 2],
+}
+
+impl Losses {
+    fn on_ack(&mut self, now: Instant, bytes: u64, round_trip: Duration) {
+        if now >= self.ends {
+            self.ends = now + round_trip;
+            self.acked = [0, self.acked[0]];
+            self.lost = [0, self.lost[0]];
+        }
+        self.acked[0] += bytes;
+    }
+
+    /// Whether so much is lost by now that the path must be full.
+    fn on_lost(&mut self, bytes: u64) -> bool {
+        self.lost[0] += bytes;
+        let lost = self.lost[0] + self.lost[1];
+        lost > LOSS_BYTES_MIN && lost * LOSS_SHARE > lost + self.acked[0] + self.acked[1]
+    }
 }
 
 impl Controller for BoundedCubic {
@@ -79,6 +117,7 @@ impl Controller for BoundedCubic {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
+        self.losses.on_ack(now, bytes, rtt.get());
         self.ceiling = ceiling(rtt.min());
         // A window above the ceiling would be no use, and a long way down after a loss.
         let is_limited = app_limited || self.inner.window() >= self.ceiling;
@@ -105,7 +144,12 @@ impl Controller for BoundedCubic {
         if is_persistent_congestion {
             self.inner = Arc::clone(&self.factory.cubic).build(now, self.mtu);
             self.began = Some(now);
-        } else if self.began.is_none_or(|began| sent > began) {
+            self.losses = Losses { ends: now, acked: [0; 2], lost: [0; 2] };
+            return;
+        }
+        // Nothing lost: the network says itself that a queue grows.
+        let is_full = self.losses.on_lost(lost_bytes) || lost_bytes == 0;
+        if is_full && self.began.is_none_or(|began| sent > began) {
             self.inner.on_congestion_event(now, sent, false, lost_bytes);
         }
     }
@@ -163,7 +207,7 @@ mod tests {
         let mut controller = controller(begun);
         for round in 1..100 {
             let now = begun + Duration::from_millis(round * 10);
-            controller.on_congestion_event(now, now - Duration::from_millis(1), false, 1200);
+            controller.on_congestion_event(now, now - Duration::from_millis(1), false, 100_000);
             assert!(controller.window() >= FLOOR_BYTES);
         }
         assert_eq!(controller.window(), FLOOR_BYTES);
@@ -175,14 +219,31 @@ mod tests {
         let mut controller = controller(begun);
         let at = |ms| begun + Duration::from_millis(ms);
         for ms in 1..50 {
-            controller.on_congestion_event(at(10 * ms), at(10 * ms - 1), false, 1200);
+            controller.on_congestion_event(at(10 * ms), at(10 * ms - 1), false, 100_000);
         }
-        controller.on_congestion_event(at(1000), at(900), true, 1200);
+        controller.on_congestion_event(at(1000), at(900), true, 100_000);
         assert_eq!(controller.window(), CEILING_BYTES_MIN);
-        controller.on_congestion_event(at(1001), at(950), false, 1200);
+        controller.on_congestion_event(at(1001), at(950), false, 100_000);
         assert_eq!(controller.window(), CEILING_BYTES_MIN, "sent before the start over");
-        controller.on_congestion_event(at(1100), at(1050), false, 1200);
+        controller.on_congestion_event(at(1100), at(1050), false, 100_000);
         assert!(controller.window() < CEILING_BYTES_MIN);
+    }
+
+    #[test]
+    fn a_loss_counts_when_it_is_more_than_one_now_and_then() {
+        let begun = Instant::now();
+        let at = |ms| begun + Duration::from_millis(ms);
+        let mut losses = Losses { ends: begun, acked: [0; 2], lost: [0; 2] };
+        assert!(!losses.on_lost(3600), "a few packets of a handshake");
+        for ms in 0..140 {
+            losses.on_ack(at(ms), 60_000, Duration::from_millis(70));
+        }
+        assert!(!losses.on_lost(100_000), "one of eighty");
+        assert!(losses.on_lost(100_000), "one of forty");
+        for ms in 140..400 {
+            losses.on_ack(at(ms), 60_000, Duration::from_millis(70));
+        }
+        assert!(!losses.on_lost(100_000), "the others are long ago");
     }
 
     #[test]

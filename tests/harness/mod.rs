@@ -86,7 +86,8 @@ impl Cluster {
         make_certs(&certs, n);
         let ports = free_ports(n);
         let children = (0..n).map(|_| None).collect();
-        let cluster = Self { dir, extra: extra.to_owned(), ports, children, monitor: None, relay: None };
+        let cluster =
+            Self { dir, extra: extra.to_owned(), ports, children, monitor: None, relay: None };
         cluster.write_configs();
         cluster
     }
