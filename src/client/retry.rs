@@ -155,8 +155,11 @@ pub(super) async fn ask(
     loop {
         let link = match routes.link(request.to).await {
             Ok(link) => link,
-            Err(error) if error.rejected => {
-                return Err(Error::Rejected { address: error.address, reason: error.reason });
+            // Who does not ask for a certain node finds the leader elsewhere.
+            Err(error)
+                if error.rejected || error.other.is_some() && matches!(request.to, To::Node(_)) =>
+            {
+                return Err(error.into_error());
             }
             Err(_) if routes.is_closed() => return Err(Error::Closed),
             Err(error) => {

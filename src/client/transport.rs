@@ -21,7 +21,7 @@ use crate::proto::client::{Hello, HelloReply, Reply};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::{PROTOCOL_VERSION, decode, encode};
-use crate::quic::{self, Disconnect, FrameReader, FrameWriter, PortKind, WriterDriver};
+use crate::quic::{self, Disconnect, FrameReader, FrameWriter, PortKind, Rejection, WriterDriver};
 
 /// From the first packet to the answered `Hello`, per address.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,13 +43,15 @@ pub(super) struct DialError {
     pub(super) rejected: bool,
     /// Whether nothing at all came back in time.
     pub(super) silent: bool,
+    /// Who was asked and who answers, if that is another node.
+    pub(super) other: Option<(String, String)>,
 }
 
 impl DialError {
     /// Nobody answers there.
     pub(super) fn unreachable(address: impl Into<String>, reason: impl Into<String>) -> DialError {
         let (address, reason) = (address.into(), reason.into());
-        DialError { address, reason, rejected: false, silent: false }
+        DialError { address, reason, rejected: false, silent: false, other: None }
     }
 
     /// Nothing came back.
@@ -57,10 +59,33 @@ impl DialError {
         DialError { silent: true, ..DialError::unreachable(address, "no answer in time") }
     }
 
+    /// Another node answers than the one that was asked.
+    pub(super) fn other(address: &str, asked: String, found: String) -> DialError {
+        let reason = format!("it is {found}, not {asked}");
+        let other = Some((asked, found));
+        DialError { other, ..DialError::unreachable(address, reason) }
+    }
+
+    /// What it means for a request to this node and no other.
+    pub(super) fn into_error(self) -> Error {
+        let DialError { address, reason, rejected, other, .. } = self;
+        match other {
+            Some((asked, found)) => Error::WrongNode { address, asked, found },
+            None if rejected => Error::Rejected { address, reason },
+            None => Error::Unreachable { tried: vec![(address, reason)] },
+        }
+    }
+
     fn from_quic(address: &str, error: &quic::Error) -> DialError {
         let (reason, rejected) = match error {
             quic::Error::NothingListening { .. } => ("nothing is listening".to_owned(), false),
             quic::Error::TimedOut { .. } => return DialError::silent(address),
+            quic::Error::Rejected {
+                rejection: Rejection::WrongNode { expected, found }, ..
+            } => {
+                let (asked, found) = (format!("node {expected}"), format!("node {found}"));
+                return DialError::other(address, asked, found);
+            }
             quic::Error::Rejected { rejection, .. } => (rejection.to_string(), true),
             quic::Error::Disconnected { disconnect, .. } | quic::Error::Lost(disconnect) => {
                 (disconnect.to_string(), is_final(disconnect))
@@ -169,8 +194,10 @@ impl Transport {
             Some(Err(reason)) => return Err(DialError::unreachable(address, reason)),
             None => return Err(DialError::unreachable(address, "it closed the connection")),
         };
+        let node_name = quic::identity_of(&connection).map_err(|error| failed(&error))?;
+        let node_name = node_name.name().to_owned();
         unfinished.0 = None;
-        Ok(Ready { address: address.into(), hello, connection, writer, reader })
+        Ok(Ready { address: address.into(), node_name, hello, connection, writer, reader })
     }
 
     /// Waits a moment so that the word of the closed connections leaves.
@@ -193,6 +220,7 @@ impl Drop for Unfinished {
 /// A connection whose `Hello` was answered, not yet read from.
 pub(super) struct Ready {
     address: String,
+    node_name: String,
     hello: HelloReply,
     connection: quinn::Connection,
     writer: FrameWriter,
@@ -202,8 +230,8 @@ pub(super) struct Ready {
 impl Ready {
     /// Begins to hand out replies.
     pub(super) fn start(self) -> Arc<Link> {
-        let Ready { address, hello, connection, writer, reader } = self;
-        let link = Link::new(address, hello, connection, writer);
+        let Ready { address, node_name, hello, connection, writer, reader } = self;
+        let link = Link::new((address, node_name), hello, connection, writer);
         tokio::spawn({
             let link = Arc::clone(&link);
             async move { link.read(reader).await }

@@ -10,18 +10,20 @@ use std::time::{Duration, Instant};
 use quinn::Connection;
 use tokio::time::sleep;
 
-/// What a connection has sent and received, watched from now and then.
+/// What a connection has sent and received, as it was seen last.
 pub(super) struct Silence {
-    sent: u64,
+    /// Frames that must be acknowledged.
+    asked: u64,
+    /// Datagrams.
     received: u64,
-    /// When the first datagram was seen to leave after which none came.
+    /// When the first frame was seen to leave after which no datagram came.
     unanswered: Option<Instant>,
 }
 
 impl Silence {
     /// Nothing was seen yet.
     pub(super) fn new() -> Silence {
-        Silence { sent: 0, received: 0, unanswered: None }
+        Silence { asked: 0, received: 0, unanswered: None }
     }
 
     /// Returns once nothing was answered for [`SILENCE`].
@@ -41,14 +43,17 @@ impl Silence {
     /// For how long nothing was answered, if anything waits for an answer.
     fn look(&mut self, connection: &Connection) -> Option<Duration> {
         let stats = connection.stats();
-        self.on_counts(stats.udp_tx.datagrams, stats.udp_rx.datagrams, Instant::now())
+        // Acknowledgements are not answered, nor are probes of the greatest datagram if it is too great.
+        let asked = stats.frame_tx.stream + stats.frame_tx.ping;
+        let asked = asked.saturating_sub(stats.path.sent_plpmtud_probes);
+        self.on_counts(asked, stats.udp_rx.datagrams, Instant::now())
     }
 
-    fn on_counts(&mut self, sent: u64, received: u64, now: Instant) -> Option<Duration> {
+    fn on_counts(&mut self, asked: u64, received: u64, now: Instant) -> Option<Duration> {
         if received != self.received {
-            (self.sent, self.received, self.unanswered) = (sent, received, None);
-        } else if sent != self.sent {
-            self.sent = sent;
+            (self.asked, self.received, self.unanswered) = (asked, received, None);
+        } else if asked != self.asked {
+            self.asked = asked;
             self.unanswered.get_or_insert(now);
         }
         self.unanswered.map(|since| now.saturating_duration_since(since))
@@ -88,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_counts_from_the_first_datagram_without_an_answer() {
+    fn silence_counts_from_the_first_frame_without_an_answer() {
         let begun = Instant::now();
         let at = |ms| begun + Duration::from_millis(ms);
         let ms = Duration::from_millis;
