@@ -58,7 +58,8 @@ pub use self::backup::SnapshotStream;
 pub use self::error::Error;
 pub use self::scan::{Row, ScanEnd, ScanRequest, ScanStream, prefix_end};
 pub use crate::proto::client::{
-    Consistency, Manage, MemberInfo, MemberKind, PeerStatus, RoleName, ScanMode, Status,
+    CertificateStatus, Consistency, Manage, MemberInfo, MemberKind, PeerStatus, RoleName, ScanMode,
+    Status,
 };
 
 /// How to reach a cluster.

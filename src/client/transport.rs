@@ -7,8 +7,8 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
@@ -16,12 +16,14 @@ use tokio::time::timeout;
 
 use super::Error;
 use super::connection::Link;
-use crate::pki::Credentials;
+use crate::pki::{Credentials, Stamp};
 use crate::proto::client::{Hello, HelloReply, Reply};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::{PROTOCOL_VERSION, decode, encode};
-use crate::quic::{self, Disconnect, FrameReader, FrameWriter, PortKind, Rejection, WriterDriver};
+use crate::quic::{
+    self, Disconnect, FrameReader, FrameWriter, Keyring, PortKind, Rejection, WriterDriver,
+};
 
 /// From the first packet to the answered `Hello`, per address.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -123,16 +125,38 @@ fn is_final(disconnect: &Disconnect) -> bool {
 #[derive(Debug)]
 pub(super) struct Transport {
     endpoint: quinn::Endpoint,
-    credentials: Credentials,
+    keyring: Keyring,
+    certs: PathBuf,
+    name: String,
+    /// How the files were when they were read last.
+    seen: Mutex<Stamp>,
 }
 
 impl Transport {
     /// Loads the certificates and opens a socket; must be called inside a tokio runtime.
     pub(super) fn new(certs: &Path, name: &str) -> Result<Transport, Error> {
+        let seen = Mutex::new(Stamp::of(certs, name));
         let credentials = Credentials::load(certs, name)
             .map_err(|error| Error::Credentials(error.to_string()))?;
         let endpoint = quic::client_endpoint().map_err(|error| Error::Local(error.to_string()))?;
-        Ok(Transport { endpoint, credentials })
+        let (keyring, certs, name) = (Keyring::new(credentials), certs.to_owned(), name.to_owned());
+        Ok(Transport { endpoint, keyring, certs, name, seen })
+    }
+
+    /// The certificates, read again if their files have changed: a client may live longer than they do. What cannot be
+    /// used changes nothing.
+    fn credentials(&self) -> Arc<Credentials> {
+        let found = Stamp::of(&self.certs, &self.name);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen != found {
+            // Files that are half written yet will have changed again when they are whole.
+            *seen = found;
+            match Credentials::load(&self.certs, &self.name) {
+                Ok(credentials) => self.keyring.replace(credentials),
+                Err(error) => tracing::warn!("the certificates are not reloaded: {error}"),
+            }
+        }
+        self.keyring.current()
     }
 
     /// Connects to `address`, where node `name` must be, or any node of the cluster.
@@ -168,10 +192,10 @@ impl Transport {
         name: Option<&str>,
     ) -> Result<Ready, DialError> {
         let failed = |error: &quic::Error| DialError::from_quic(address, error);
-        let (endpoint, credentials) = (&self.endpoint, &self.credentials);
+        let (endpoint, credentials) = (&self.endpoint, self.credentials());
         let connection = match name {
-            Some(name) => quic::dial(endpoint, addr, name, credentials, PortKind::Client).await,
-            None => quic::dial_any(endpoint, addr, credentials).await,
+            Some(name) => quic::dial(endpoint, addr, name, &credentials, PortKind::Client).await,
+            None => quic::dial_any(endpoint, addr, &credentials).await,
         };
         let connection = connection.map_err(|error| failed(&error))?;
         let mut unfinished = Unfinished(Some(connection.clone()));
@@ -197,7 +221,8 @@ impl Transport {
         let node_name = quic::identity_of(&connection).map_err(|error| failed(&error))?;
         let node_name = node_name.name().to_owned();
         unfinished.0 = None;
-        Ok(Ready { address: address.into(), node_name, hello, connection, writer, reader })
+        let (address, keyring) = (address.into(), self.keyring.clone());
+        Ok(Ready { address, node_name, hello, connection, writer, reader, keyring })
     }
 
     /// Waits a moment so that the word of the closed connections leaves.
@@ -225,16 +250,22 @@ pub(super) struct Ready {
     connection: quinn::Connection,
     writer: FrameWriter,
     reader: FrameReader,
+    keyring: Keyring,
 }
 
 impl Ready {
     /// Begins to hand out replies.
     pub(super) fn start(self) -> Arc<Link> {
-        let Ready { address, node_name, hello, connection, writer, reader } = self;
-        let link = Link::new((address, node_name), hello, connection, writer);
+        let Ready { address, node_name, hello, connection, writer, reader, keyring } = self;
+        let link = Link::new((address, node_name), hello, connection.clone(), writer);
         tokio::spawn({
             let link = Arc::clone(&link);
-            async move { link.read(reader).await }
+            async move {
+                tokio::select! {
+                    () = link.read(reader) => {}
+                    outlived = quic::outlives(&connection, &keyring) => link.close(&outlived.to_string()),
+                }
+            }
         });
         link
     }

@@ -246,6 +246,7 @@ impl Repair {
             oldest_revision: 0,
             state_hash: 0,
             peers: Vec::new(),
+            certificates: Vec::new(),
         }
     }
 

@@ -351,6 +351,8 @@ impl Node {
             oldest_revision: self.store.oldest().0,
             state_hash: self.store.state_hash(),
             peers: peers.collect(),
+            // The server knows them.
+            certificates: Vec::new(),
         }
     }
 }

@@ -226,6 +226,19 @@ pub struct Status {
     pub state_hash: u64,
     /// What the leader knows of the others; empty on the others.
     pub peers: Vec<PeerStatus>,
+    /// The node's certificate and those of the authorities that it trusts.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// How long a certificate is good for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The name of its file without `.crt`: the node's, or `ca`.
+    pub name: String,
+    /// Its last second, counted from 1970.
+    pub not_after_s: u64,
+    /// Whole days until then by the node's clock; below zero when it has expired.
+    pub days_left: i64,
 }
 
 /// Why a request was refused; each variant says what the client can do.

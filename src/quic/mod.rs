@@ -21,6 +21,7 @@ mod congestion;
 mod endpoint;
 mod explain;
 mod ids;
+mod keyring;
 mod reader;
 #[cfg(test)]
 #[cfg(feature = "server")]
@@ -38,6 +39,7 @@ pub use endpoint::{
 };
 pub use explain::{Disconnect, explain};
 pub use ids::IdMap;
+pub use keyring::{Keyring, Outlived, outlived, outlives, while_valid};
 pub use reader::FrameReader;
 pub use tls::Rejection;
 pub use transport::widen;

@@ -1,10 +1,11 @@
 //! The answers of a turn, gathered per stream: those to one read of a stream follow each other, so they go into its
 //! buffer in one push, which is written when the turn is over.
 
+use super::certificates;
 use super::shared::{Ready, Shared};
 use crate::node::{Replies, ReplyTo};
 use crate::proto;
-use crate::proto::client::Reply;
+use crate::proto::client::{Reply, Status};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::limits::LARGE_BYTES;
 use crate::raft::Index;
@@ -44,7 +45,15 @@ impl Replies for Burst<'_> {
             self.flush();
             self.stream = to.stream;
         }
+        let status;
         let reply = match reply {
+            Reply::Status(known) => {
+                let certificates = self.shared.keyring.get().map(|keyring| keyring.current());
+                let certificates = certificates.map(|now| certificates::status(&now));
+                let certificates = certificates.unwrap_or_default();
+                status = Reply::Status(Status { certificates, ..known.clone() });
+                &status
+            }
             Reply::Value { value, .. }
                 if value.len() > LARGE_BYTES && self.shared.is_shared(to.stream) =>
             {

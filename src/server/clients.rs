@@ -14,7 +14,7 @@ use crate::proto::command::key_is_valid;
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
-use crate::quic::{self, FrameReader, FrameWriter};
+use crate::quic::{self, FrameReader, FrameWriter, Keyring};
 
 /// Who asks.
 struct Caller {
@@ -33,15 +33,18 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Accepts clients for as long as the endpoint lives.
-    pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
+    pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint, keyring: Keyring) {
         while let Some(incoming) = endpoint.accept().await {
             let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else {
                 continue;
             };
-            let clients = Arc::clone(&self);
+            let (clients, keyring) = (Arc::clone(&self), keyring.clone());
             tokio::spawn(async move {
                 match quic::accept(incoming).await {
-                    Ok((connection, identity)) => clients.serve(connection, identity).await,
+                    Ok((connection, identity)) => {
+                        let served = clients.serve(connection.clone(), identity);
+                        quic::while_valid(&connection, &keyring, served).await;
+                    }
                     Err(error) => report_refused("client", &error),
                 }
             });

@@ -17,12 +17,11 @@ use tokio::time::{sleep, timeout};
 use super::book::REMOVED;
 use super::shared::Shared;
 use super::silence::{Silence, hedged};
-use crate::pki::Credentials;
 use crate::proto;
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::peer::{PeerHello, StateHash, encode_message};
-use crate::quic::{self, FrameWriter, PortKind, PushError};
+use crate::quic::{self, FrameWriter, Keyring, PortKind, PushError};
 use crate::raft::{Body, Contact, Message, NodeId};
 use crate::wal::Batch;
 
@@ -35,7 +34,7 @@ pub(super) struct Links {
 /// What all links need.
 pub(super) struct Common {
     pub(super) endpoint: Endpoint,
-    pub(super) credentials: Arc<Credentials>,
+    pub(super) keyring: Keyring,
     /// This node.
     pub(super) own: NodeId,
     /// Where it is reached.
@@ -206,8 +205,8 @@ impl Dialler {
                     self.set(Some(up));
                     let reason = tokio::select! {
                         reason = connection.closed() => reason,
-                        up = self.successor(&connection) => {
-                            report(&mut reported, format!("lost {name}: it does not answer there"));
+                        (up, why) = self.successor(&connection) => {
+                            report(&mut reported, format!("connects anew to {name}: {why}"));
                             connection.close(0_u32.into(), b"replaced by another connection");
                             self.common.shared.tell(|input| input.unreachable.push(self.to));
                             next = Some(up);
@@ -234,17 +233,32 @@ impl Dialler {
         }
     }
 
-    /// Another connection beside one on which nothing comes back any more.
-    async fn successor(&self, connection: &Connection) -> Up {
-        let mut silence = Silence::new();
+    /// Another connection beside one on which nothing comes back any more, or that was made with certificates whose time
+    /// is over on either side; and why.
+    async fn successor(&self, connection: &Connection) -> (Up, &'static str) {
+        let (keyring, mut silence) = (&self.common.keyring, Silence::new());
+        let with = keyring.current();
         loop {
-            silence.begins(connection).await;
-            tokio::select! {
-                () = silence.ends(connection) => {}
-                connected = hedged(|| self.connect(), HEDGES) => match connected {
-                    Ok(up) => return up,
-                    Err(_) => sleep(jittered(BACKOFF_MAX)).await,
+            let (why, pause) = tokio::select! {
+                () = silence.begins(connection) => (SILENT, BACKOFF_MAX),
+                () = keyring.changed(&with) => ("new certificates are in use", LASTING),
+                _ = quic::outlives(connection, keyring) => ("its certificate is over", LASTING),
+            };
+            let recovers = async {
+                match why {
+                    SILENT => silence.ends(connection).await,
+                    _ => std::future::pending().await,
                 }
+            };
+            tokio::select! {
+                () = recovers => {}
+                connected = hedged(|| self.connect(), HEDGES) => match connected {
+                    Ok(up) => return (up, why),
+                    Err(_) => sleep(jittered(pause)).await,
+                }
+            }
+            if let Some(outlived) = quic::outlived(connection, &keyring.current()) {
+                outlived.close(connection);
             }
         }
     }
@@ -254,10 +268,11 @@ impl Dialler {
     }
 
     async fn connect(&self) -> Result<Up, Error> {
-        let Common { endpoint, credentials, own, peer_address, client_address, .. } = &*self.common;
+        let Common { endpoint, keyring, own, peer_address, client_address, .. } = &*self.common;
+        let credentials = keyring.current();
         let address = resolve(&self.contact.peer_address).await?;
         let (node, kind) = (&self.contact.name, PortKind::Peer);
-        let connection = quic::dial(endpoint, address, node, credentials, kind).await?;
+        let connection = quic::dial(endpoint, address, node, &credentials, kind).await?;
         let control = open(&connection, CONTROL_PRIORITY, CONTROL_BYTES_MAX).await?;
         let hello = PeerHello {
             from: *own,
@@ -317,6 +332,7 @@ fn jittered(wait: Duration) -> Duration {
     wait / 2 + wait.mul_f64(f64::from(nanos % 1000) / 2000.0)
 }
 
+const SILENT: &str = "it does not answer there";
 /// Reasons that are remembered.
 const REPORTED_MAX: usize = 8;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);

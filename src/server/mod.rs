@@ -16,6 +16,7 @@
 mod answers;
 mod authorise;
 mod book;
+mod certificates;
 mod clients;
 mod driver;
 mod fetch;
@@ -49,7 +50,7 @@ use crate::wal;
 use clients::Clients;
 use driver::Driver;
 use links::{Common, Links};
-use setup::{load_credentials, open_options, own_member};
+use setup::{open_options, own_member};
 use shared::Shared;
 
 /// Why a node does not start, or stops.
@@ -141,7 +142,8 @@ pub async fn run(
     shutdown: &mut (impl Future<Output = ()> + Unpin),
     ask: &Ask<'_>,
 ) -> Result<Ended, Error> {
-    let credentials = Arc::new(load_credentials(settings)?);
+    let (keyring, seen) = certificates::load(settings)?;
+    let credentials = keyring.current();
     joining::finish_replacing(settings, &credentials)?;
     let options = open_options(settings, &credentials)?;
     let (own, cluster_id) = (options.raft.id, options.identity.cluster);
@@ -156,10 +158,15 @@ pub async fn run(
     let opening = node::open(options)?;
 
     let shared = Arc::new(Shared::new(own));
+    // It is set nowhere else.
+    let _ = shared.keyring.set(keyring.clone());
+    let ports =
+        [(PortKind::Client, client_endpoint.clone()), (PortKind::Peer, peer_endpoint.clone())];
+    let _watch = certificates::Watch::start(settings, keyring.clone(), seen, ports);
     let advertised = own_member(settings)?;
     let links = Links::new(Common {
         endpoint: peer_endpoint.clone(),
-        credentials: Arc::clone(&credentials),
+        keyring: keyring.clone(),
         own,
         peer_address: advertised.peer_address.clone(),
         client_address: advertised.client_address.clone(),
@@ -167,13 +174,15 @@ pub async fn run(
     });
     let receiver = snapshots::Receiver::new(snapshots.clone(), cluster_id, store_options);
     let receiver = matches!(opening, Opening::Ready(_)).then(|| Arc::new(receiver));
-    tokio::spawn(peers::accept(peer_endpoint.clone(), receiver, Arc::clone(&shared)));
+    let peers =
+        peers::accept(peer_endpoint.clone(), keyring.clone(), receiver, Arc::clone(&shared));
+    tokio::spawn(peers);
     let clients = Arc::new(Clients {
         shared: Arc::clone(&shared),
         value_bytes_max: settings.value_bytes_max,
         snapshots: save::Source { dir: snapshots.clone(), rate: settings.transfer_rate },
     });
-    tokio::spawn(clients.accept(client_endpoint.clone()));
+    tokio::spawn(clients.accept(client_endpoint.clone(), keyring));
     let result = match opening {
         Opening::Ready(opened) => {
             let source = save::Source { dir: snapshots, rate: settings.transfer_rate };

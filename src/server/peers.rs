@@ -16,19 +16,20 @@ use crate::proto::frame::{Frame, FrameKind};
 use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_BYTES_MAX};
 use crate::proto::peer::PeerHello;
 use crate::proto::{self, Malformed};
-use crate::quic::{self, FrameReader};
+use crate::quic::{self, FrameReader, Keyring};
 use crate::raft::{Contact, Message, NodeId};
 use crate::wal::Batch;
 
 /// Accepts connections of other members, for as long as the endpoint lives; without a receiver no snapshots.
 pub(super) async fn accept(
     endpoint: Endpoint,
+    keyring: Keyring,
     receiver: Option<Arc<snapshots::Receiver>>,
     shared: Arc<Shared>,
 ) {
     while let Some(incoming) = endpoint.accept().await {
         let Some(incoming) = quic::admit(&endpoint, incoming, CONNECTIONS_MAX) else { continue };
-        let (receiver, shared) = (receiver.clone(), Arc::clone(&shared));
+        let (receiver, shared, keyring) = (receiver.clone(), Arc::clone(&shared), keyring.clone());
         tokio::spawn(async move {
             let identified = quic::accept(incoming).await;
             let (connection, identity) = match identified {
@@ -39,7 +40,10 @@ pub(super) async fn accept(
                 }
             };
             match identity.who {
-                Who::Node { name } => greet(connection, name, &receiver, &shared).await,
+                Who::Node { name } => {
+                    let served = greet(connection.clone(), name, &receiver, &shared);
+                    quic::while_valid(&connection, &keyring, served).await;
+                }
                 Who::Client { .. } => {}
             }
         });

@@ -2,7 +2,7 @@
 //! that wait for answers. Locked only for moments, never across an await.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -11,7 +11,7 @@ use crate::node::{Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::proto::client::{Refusal, Reply};
 use crate::proto::frame::{FrameKind, encode_frame};
 use crate::proto::peer::{StateHash, Want};
-use crate::quic::{FrameWriter, IdMap};
+use crate::quic::{FrameWriter, IdMap, Keyring};
 use crate::raft::{Index, Message, NodeId};
 use crate::store::Reader;
 use crate::wal::Batch;
@@ -44,6 +44,8 @@ pub(super) struct Shared {
     fetches: Mutex<Vec<Fetch>>,
     /// Writes on their way to the leader; more are refused as `Busy`.
     pub(super) forwards: Arc<Semaphore>,
+    /// The certificates, of which `status` tells.
+    pub(super) keyring: OnceLock<Keyring>,
 }
 
 impl Shared {
@@ -61,6 +63,7 @@ impl Shared {
             next_stream: AtomicU64::new(0),
             fetches: Mutex::default(),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+            keyring: OnceLock::new(),
         }
     }
 

@@ -299,6 +299,7 @@ impl Node {
             oldest_revision: 0,
             state_hash: 0,
             peers: Vec::new(),
+            certificates: Vec::new(),
         }
     }
 }
