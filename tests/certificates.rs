@@ -59,7 +59,7 @@ async fn pass(end: SystemTime) {
     while let Ok(left) = end.duration_since(SystemTime::now()) {
         tokio::time::sleep(left + Duration::from_millis(10)).await;
     }
-    // Certificates count whole seconds.
+    // It is good through its last second.
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 

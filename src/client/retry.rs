@@ -155,12 +155,7 @@ pub(super) async fn ask(
     loop {
         let link = match routes.link(request.to).await {
             Ok(link) => link,
-            // Who does not ask for a certain node finds the leader elsewhere.
-            Err(error)
-                if error.rejected || error.other.is_some() && matches!(request.to, To::Node(_)) =>
-            {
-                return Err(error.into_error());
-            }
+            Err(error) if error.is_final(request.to) => return Err(error.into_error()),
             Err(_) if routes.is_closed() => return Err(Error::Closed),
             Err(error) => {
                 attempts.by_detour = true;

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::Error;
 use super::connection::Link;
+use super::routes::To;
 use crate::pki::{Credentials, Stamp};
 use crate::proto::client::{Hello, HelloReply, Reply};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
@@ -41,8 +42,10 @@ pub(super) struct DialError {
     pub(super) address: String,
     /// Why not.
     pub(super) reason: String,
-    /// Whether a certificate was refused: no other try will do better.
+    /// Whether a certificate was refused: no other try at this node will do better.
     pub(super) rejected: bool,
+    /// Whether the node refused our certificate, as every other will.
+    pub(super) refused: bool,
     /// Whether nothing at all came back in time.
     pub(super) silent: bool,
     /// Who was asked and who answers, if that is another node.
@@ -53,7 +56,7 @@ impl DialError {
     /// Nobody answers there.
     pub(super) fn unreachable(address: impl Into<String>, reason: impl Into<String>) -> DialError {
         let (address, reason) = (address.into(), reason.into());
-        DialError { address, reason, rejected: false, silent: false, other: None }
+        DialError { address, reason, rejected: false, refused: false, silent: false, other: None }
     }
 
     /// Nothing came back.
@@ -68,6 +71,15 @@ impl DialError {
         DialError { other, ..DialError::unreachable(address, reason) }
     }
 
+    /// Whether a request can go nowhere else. One node that is another by now, or whose certificate has expired, does
+    /// not keep a request from the others.
+    pub(super) fn is_final(&self, to: To) -> bool {
+        match to {
+            To::Node(_) => self.rejected || self.other.is_some(),
+            To::Leader | To::Any => self.refused,
+        }
+    }
+
     /// What it means for a request to this node and no other.
     pub(super) fn into_error(self) -> Error {
         let DialError { address, reason, rejected, other, .. } = self;
@@ -79,8 +91,10 @@ impl DialError {
     }
 
     fn from_quic(address: &str, error: &quic::Error) -> DialError {
-        let (reason, rejected) = match error {
-            quic::Error::NothingListening { .. } => ("nothing is listening".to_owned(), false),
+        let (reason, rejected, refused) = match error {
+            quic::Error::NothingListening { .. } => {
+                ("nothing is listening".to_owned(), false, false)
+            }
             quic::Error::TimedOut { .. } => return DialError::silent(address),
             quic::Error::Rejected {
                 rejection: Rejection::WrongNode { expected, found }, ..
@@ -88,13 +102,14 @@ impl DialError {
                 let (asked, found) = (format!("node {expected}"), format!("node {found}"));
                 return DialError::other(address, asked, found);
             }
-            quic::Error::Rejected { rejection, .. } => (rejection.to_string(), true),
+            quic::Error::Rejected { rejection, .. } => (rejection.to_string(), true, false),
             quic::Error::Disconnected { disconnect, .. } | quic::Error::Lost(disconnect) => {
-                (disconnect.to_string(), is_final(disconnect))
+                let is_final = is_final(disconnect);
+                (disconnect.to_string(), is_final, is_final)
             }
-            other => (other.to_string(), false),
+            other => (other.to_string(), false, false),
         };
-        DialError { rejected, ..DialError::unreachable(address, reason) }
+        DialError { rejected, refused, ..DialError::unreachable(address, reason) }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PublicKeyData, SanType,
+    PublicKeyData, SanType, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
@@ -173,6 +173,10 @@ impl Authority {
         }
         let mut params = params(names, &identity.to_string(), identity.name())?;
         set_validity(&mut params, (SystemTime::now() + days(days_valid)).min(self.not_after));
+        // Drawn: by default it comes of the key, and a renewed certificate may keep its key.
+        let mut serial = random::<16>()?;
+        serial[0] &= 0x7f;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages(identity.is_node());
         params.use_authority_key_identifier_extension = true;
@@ -219,11 +223,16 @@ fn holds_key(certificate: &[u8], key: &KeyPair) -> bool {
     })
 }
 
-fn random_suffix() -> Result<String, Error> {
-    let mut bytes = [0; CLUSTER_SUFFIX_DIGITS / 2];
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
     SystemRandom::new()
         .fill(&mut bytes)
         .map_err(|_| Error::Make("the operating system gives no random numbers".to_owned()))?;
+    Ok(bytes)
+}
+
+fn random_suffix() -> Result<String, Error> {
+    let bytes = random::<{ CLUSTER_SUFFIX_DIGITS / 2 }>()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -85,7 +85,7 @@ pub fn outlived(connection: &Connection, credentials: &Credentials) -> Option<Ou
         Subject::Leaf(identity) => identity.name().to_owned(),
         Subject::Authority { cluster } => cluster.clone(),
     };
-    if SystemTime::now() > certificate.not_after {
+    if SystemTime::now() >= certificate.not_after + LAST_SECOND {
         return Some(Outlived::Expired { name });
     }
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
@@ -95,13 +95,14 @@ pub fn outlived(connection: &Connection, credentials: &Credentials) -> Option<Ou
 /// Returns when the connection must end.
 pub async fn outlives(connection: &Connection, keyring: &Keyring) -> Outlived {
     let Ok(certificate) = certificate_of(connection) else { return std::future::pending().await };
+    let end = certificate.not_after + LAST_SECOND;
     let mut judged = keyring.current();
     loop {
-        let left = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
         tokio::select! {
             // Not in one sleep: the machine may sleep too, or its clock be set.
             () = sleep(left.min(LOOK_EVERY) + Duration::from_millis(1)) => {
-                if SystemTime::now() <= certificate.not_after {
+                if SystemTime::now() < end {
                     continue;
                 }
             }
@@ -128,6 +129,8 @@ pub async fn while_valid(
     }
 }
 
+/// A certificate is good through the second that it names, and so a handshake takes it.
+const LAST_SECOND: Duration = Duration::from_secs(1);
 /// The code of such an end.
 const OUTLIVED: VarInt = VarInt::from_u32(9);
 /// How long a clock may be wrong before it is asked again.
