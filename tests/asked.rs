@@ -39,10 +39,11 @@ fn successor(cluster: &Cluster, name: &str, flags: &[&str]) -> Node {
 async fn answers(client: &Client) -> Vec<Error> {
     let scan =
         ScanRequest { node: Some(4), consistency: Consistency::Local, ..ScanRequest::default() };
+    let Err(scanned) = client.scan(scan).await else { panic!("node 4 is gone") };
     let mut errors = vec![
+        scanned,
         client.get_local("key", Some(4)).await.expect_err("node 4 is gone"),
         client.status(4).await.expect_err("node 4 is gone"),
-        client.scan(scan).await.err().expect("node 4 is gone"),
     ];
     let all = client.status_all().await;
     errors.extend(

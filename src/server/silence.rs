@@ -119,7 +119,7 @@ mod tests {
                 number
             }
         };
-        assert_eq!(hedged(&attempt, 2).await, 2);
+        assert_eq!(hedged(attempt, 2).await, 2);
         assert_eq!(begun.load(Ordering::Relaxed), 3);
     }
 }
