@@ -59,6 +59,20 @@ pub(super) enum CertCommand {
         #[command(flatten)]
         dir: Dir,
     },
+    /// Make a new certificate in the place of one that expires: same name, role, hosts and key
+    Renew {
+        /// Name of the node or client
+        name: String,
+        /// Days until the new certificate expires
+        #[arg(long, default_value_t = LEAF_DAYS_DEFAULT)]
+        days: u32,
+        /// With a new private key too
+        #[arg(long)]
+        new_key: bool,
+        /// Where certificates are.
+        #[command(flatten)]
+        dir: Dir,
+    },
     /// Show whose certificates are there and how long they are valid
     Show {
         /// Certificates to show [default: all *.crt in the directory]
@@ -132,6 +146,21 @@ fn run_to(
             say(stdout, &path.display().to_string())?;
             say(stderr, &format!("A client needs ca.crt, {name}.crt and {name}.key."))
         }
+        CertCommand::Renew { name, days, new_key, dir: Dir { dir } } => {
+            let path = Authority::load(&dir)?.renew(&name, days, new_key)?;
+            say(stdout, &path.display().to_string())?;
+            let files = match new_key {
+                true => format!("{name}.crt and {name}.key"),
+                false => format!("{name}.crt"),
+            };
+            say(
+                stderr,
+                &format!(
+                    "Copy {files} to where the old one is used. A node that runs takes it within seconds, or at once \
+                     after SIGHUP."
+                ),
+            )
+        }
         CertCommand::Show { files, dir: Dir { dir } } => {
             let files = if files.is_empty() { certificates_in(&dir)? } else { files };
             show(&files, stdout, stderr)
@@ -178,6 +207,8 @@ fn row(file: &Path, certificate: &Certificate) -> [String; 6] {
         valid.push_str(" EXPIRED");
     } else if now < certificate.not_before {
         valid.push_str(" NOT YET VALID");
+    } else if let Ok(left) = certificate.not_after.duration_since(now) {
+        valid.push_str(&format!(" ({} days left)", left.as_secs() / 86_400));
     }
     let hosts = match certificate.hosts.as_slice() {
         [] => "-".to_owned(),
@@ -274,6 +305,40 @@ mod tests {
         assert!(cert(dir, &["node", "alice"]).unwrap_err().contains("--overwrite"));
         cert(dir, &["client", "alice", "--overwrite", "--role", "admin"]).unwrap();
         assert!(cert(dir, &["show"]).unwrap().contains("admin"));
+    }
+
+    #[test]
+    fn a_renewed_certificate_keeps_who_it_is_of_and_the_old_files_stay() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        cert(dir, &["init"]).unwrap();
+        cert(dir, &["node", "n1", "--host", "n1.example", "--days", "3"]).unwrap();
+        cert(dir, &["client", "alice", "--role", "readonly", "--days", "3"]).unwrap();
+        let file = |name: &str| fs::read(dir.join(name)).unwrap();
+        let read_one = |name: &str| read(&dir.join(name)).unwrap().remove(0);
+        let (old, old_pem, key) = (read_one("n1.crt"), file("n1.crt"), file("n1.key"));
+
+        // The node has the key; the authority need not.
+        fs::rename(dir.join("n1.key"), dir.join("elsewhere")).unwrap();
+        cert(dir, &["renew", "n1", "--days", "90"]).unwrap();
+        fs::rename(dir.join("elsewhere"), dir.join("n1.key")).unwrap();
+        let renewed = read_one("n1.crt");
+        assert_eq!((&renewed.subject, &renewed.hosts), (&old.subject, &old.hosts));
+        assert!(renewed.not_after > old.not_after && renewed.serial != old.serial);
+        assert!(renewed.is_for_servers && renewed.is_for_clients);
+        assert_eq!(file("n1.crt.old"), old_pem);
+        crate::pki::Credentials::load(dir, "n1").unwrap();
+
+        cert(dir, &["renew", "n1", "--new-key"]).unwrap();
+        assert_eq!(file("n1.key.old"), key);
+        assert_ne!(file("n1.key"), key);
+        crate::pki::Credentials::load(dir, "n1").unwrap();
+        cert(dir, &["renew", "alice"]).unwrap();
+        let shown = cert(dir, &["show"]).unwrap();
+        assert!(shown.contains("readonly") && shown.contains("364 days left"), "{shown}");
+        for name in ["ca", "nobody", "../n1"] {
+            assert!(cert(dir, &["renew", name]).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -90,6 +90,7 @@ fn client_code(error: &Error) -> u8 {
         Error::Unknown | Error::Timeout { may_have_happened: true, .. } => 5,
         Error::KeyInvalid { .. } | Error::Credentials(_) | Error::NoSuchNode { .. } => 2,
         Error::Rejected { .. }
+        | Error::WrongNode { .. }
         | Error::TooLarge { .. }
         | Error::NoSpace
         | Error::Denied { .. }

@@ -6,8 +6,9 @@
 //! exit code says how it ended: 0 after a graceful stop, 74 if the disk failed, 75 if a mapped file was cut off under the
 //! node, 76 if its state is not that of the other nodes, 1 after any other error, which is one line on stderr.
 //!
-//! What always holds: SIGTERM and SIGINT stop the node gracefully; a second one ends the process at once. Nothing is
-//! left running when `run` returns.
+//! What always holds: SIGTERM and SIGINT stop the node gracefully; a second one ends the process at once. SIGHUP makes it
+//! read its certificates again, and never ends it, not while it starts or joins either. Nothing is left running when
+//! `run` returns.
 //!
 //! Left out: what a node does (`server`), what may be configured (`config`).
 //!
@@ -217,6 +218,15 @@ const PORT_PAUSE: Duration = Duration::from_millis(50);
 const LIVES_MAX: usize = 10;
 
 fn serve(args: NodeArgs) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    // From now on SIGHUP ends nothing. Whoever runs later reads certificates again at one.
+    let _hangups = {
+        let _context = runtime.enter();
+        signal(SignalKind::hangup()).map_err(Error::Runtime)?
+    };
     let config = args.keys.load()?;
     if args.init {
         return Ok(server::init(&config.settings)?);
@@ -227,10 +237,6 @@ fn serve(args: NodeArgs) -> Result<(), Error> {
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::Runtime)?;
     runtime.block_on(async {
         let stdin = args.stop_on_stdin_eof.then(stdin_end);
         let shutdown = shutdown(stdin).map_err(Error::Runtime)?;

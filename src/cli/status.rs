@@ -5,7 +5,7 @@
 //! until Ctrl-C. The exit code is 0 if any node answered.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
@@ -14,7 +14,9 @@ use serde_json::{Value as Json, json};
 use super::failure::Failure;
 use super::member;
 use super::output::{Format, Output, human_bytes, terminal_text};
-use crate::client::{Client, Door, Doors, MemberKind, NodeStatus, RoleName, Status};
+use crate::client::{
+    CertificateStatus, Client, Door, Doors, MemberKind, NodeStatus, RoleName, Status,
+};
 
 /// How to show the nodes.
 #[derive(Clone, Debug, Args)]
@@ -88,8 +90,35 @@ fn table(nodes: &[NodeStatus]) -> String {
             text.push_str(&terminal_text(line.as_bytes()).replacen("\\n", "\n", 1));
         }
     }
+    for node in nodes {
+        for line in node.status.iter().flat_map(expiring) {
+            text.push_str(&format!("\n{}: {}", node.member.name, terminal_text(line.as_bytes())));
+        }
+    }
     text
 }
+
+/// A line for each certificate of a node that expires soon.
+fn expiring(status: &Status) -> impl Iterator<Item = String> {
+    let soon = status.certificates.iter().filter(|certificate| certificate.days_left <= WARN_DAYS);
+    soon.map(|CertificateStatus { name, not_after_s, days_left }| {
+        let (what, until) = (format!("certificate {name}.crt"), moment(*not_after_s));
+        match days_left {
+            0.. => format!("{what} expires in {days_left} days, at {until}"),
+            _ => format!("{what} expired at {until}"),
+        }
+    })
+}
+
+fn moment(since_1970_s: u64) -> String {
+    // A node says what it likes; RFC 3339 ends with the year 9999.
+    let seconds = since_1970_s.min(253_402_300_799);
+    let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
+
+/// Certificates that are good for longer are not shown in the table.
+const WARN_DAYS: i64 = 30;
 
 fn json_nodes(nodes: &[NodeStatus]) -> Json {
     let commit = commit_index(nodes);
@@ -133,6 +162,14 @@ fn add_status(json: &mut Json, status: &Status, commit: u64) {
         .map(|peer| json!({"id": peer.id, "match_index": peer.match_index, "alive": peer.alive}));
     json["peers"] = peers.collect();
     json["doors"] = doors(&status.doors);
+    let certificates = status.certificates.iter().map(|certificate| {
+        json!({
+            "name": certificate.name,
+            "valid_until": moment(certificate.not_after_s),
+            "days_left": certificate.days_left,
+        })
+    });
+    json["certificates"] = certificates.collect();
 }
 
 fn doors(doors: &Doors) -> Json {
@@ -232,6 +269,14 @@ mod tests {
             state_hash: u64::MAX,
             peers: vec![],
             doors: Doors::default(),
+            certificates: vec![
+                CertificateStatus { name: "n1".into(), not_after_s: 1_800_000_000, days_left: 12 },
+                CertificateStatus {
+                    name: "ca".into(),
+                    not_after_s: 2_000_000_000,
+                    days_left: 3000,
+                },
+            ],
         };
         let lost = Error::Unreachable { tried: vec![("127.0.0.1:7002".into(), "gone".into())] };
         vec![
@@ -244,7 +289,9 @@ mod tests {
     fn the_table_shows_lag_and_the_unreachable() {
         let text = table(&nodes());
         let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        let [header, first, second, why]: [Vec<&str>; 4] = lines.try_into().unwrap();
+        let [header, first, second, why, expiring]: [Vec<&str>; 5] = lines.try_into().unwrap();
+        let line = "n1: certificate n1.crt expires in 12 days, at 2027-01-15T08:00:00Z";
+        assert_eq!(expiring.join(" "), line);
         assert_eq!(header, HEADER);
         assert_eq!(first, ["n1", "leader", "3", "120", "118", "2", "100", "1.5", "KiB", "7"]);
         assert_eq!(second, ["n2", "unreachable"]);
@@ -271,6 +318,7 @@ mod tests {
         let json = json_nodes(&nodes());
         assert_eq!(json["nodes"][0]["state_hash"], "ffffffffffffffff");
         assert_eq!(json["nodes"][0]["lag"], 2);
+        assert_eq!(json["nodes"][0]["certificates"][1]["days_left"], 3000);
         assert_eq!(json["nodes"][1]["reachable"], false);
     }
 }

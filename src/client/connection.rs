@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::sleep;
 
-use super::transport;
-use crate::proto::client::HelloReply;
+use super::transport::{self, DialError};
+use crate::proto::client::{HelloReply, MemberInfo};
 use crate::proto::frame::{Frame, FrameKind, encode_frame, encode_header};
 use crate::quic::{FrameReader, FrameWriter, IdMap, PushError};
 
@@ -38,6 +38,8 @@ pub(super) struct Lost {
 pub(super) struct Link {
     /// Where it leads, as it was dialled.
     pub(super) address: String,
+    /// The name in the certificate of the node at the other end.
+    pub(super) node_name: String,
     /// What the node said of itself.
     pub(super) hello: HelloReply,
     connection: quinn::Connection,
@@ -73,7 +75,7 @@ pub(super) struct Quiet {
 impl Link {
     /// Takes over a connection whose `Hello` was answered; the caller runs [`Link::read`] and the writer.
     pub(super) fn new(
-        address: String,
+        (address, node_name): (String, String),
         hello: HelloReply,
         connection: quinn::Connection,
         writer: FrameWriter,
@@ -89,6 +91,7 @@ impl Link {
         };
         Arc::new(Link {
             address,
+            node_name,
             hello,
             connection,
             writer,
@@ -102,6 +105,16 @@ impl Link {
     /// The node at the other end.
     pub(super) fn node_id(&self) -> u64 {
         self.hello.node_id
+    }
+
+    /// Whether the node at the other end is this member: by its certificate and by its own word.
+    pub(super) fn leads_to(&self, member: &MemberInfo) -> Result<(), DialError> {
+        if (self.node_id(), &self.node_name) == (member.id, &member.name) {
+            return Ok(());
+        }
+        let asked = format!("node {} ({})", member.id, member.name);
+        let found = format!("node {} ({})", self.node_id(), self.node_name);
+        Err(DialError::other(&self.address, asked, found))
     }
 
     /// Whether requests can still be sent.

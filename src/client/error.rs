@@ -71,6 +71,17 @@ pub enum Error {
         /// The id that was asked for.
         node_id: u64,
     },
+    /// Another node answers at the address of the one that was asked, as after a member was replaced. Its answer is not
+    /// taken for the other's.
+    #[error("{address} is {found} now, not {asked}")]
+    WrongNode {
+        /// The address.
+        address: String,
+        /// Who was asked.
+        asked: String,
+        /// Who answers.
+        found: String,
+    },
     /// The certificates cannot be used.
     #[error("{0}")]
     Credentials(String),

@@ -58,8 +58,8 @@ pub use self::backup::SnapshotStream;
 pub use self::error::Error;
 pub use self::scan::{Row, ScanEnd, ScanRequest, ScanStream, prefix_end};
 pub use crate::proto::client::{
-    Consistency, Door, Doors, Manage, MemberInfo, MemberKind, PeerStatus, RoleName, ScanMode,
-    Status,
+    CertificateStatus, Consistency, Door, Doors, Manage, MemberInfo, MemberKind, PeerStatus,
+    RoleName, ScanMode, Status,
 };
 
 /// How to reach a cluster.
@@ -197,7 +197,7 @@ impl Client {
     /// Reads a key as one node has it, `node` or any: perhaps old, but without asking a majority.
     ///
     /// # Errors
-    /// As [`Client::get`].
+    /// [`Error::WrongNode`] if another node answers at the address of that one; otherwise as [`Client::get`].
     pub async fn get_local(
         &self,
         key: impl AsRef<[u8]>,
@@ -269,14 +269,15 @@ impl Client {
     /// How one node is; asks that node alone, once or again until the deadline.
     ///
     /// # Errors
-    /// [`Error::NoSuchNode`], or [`Error::Timeout`] if it does not answer.
+    /// [`Error::NoSuchNode`], [`Error::WrongNode`] if another node answers at its address, or [`Error::Timeout`] if it
+    /// does not answer.
     pub async fn status(&self, node_id: u64) -> Result<Status, Error> {
         self.check_members(To::Node(node_id))?;
         let (to, encode) = (To::Node(node_id), |_: &mut Vec<u8>| ());
         let request = Request { kind: FrameKind::Status, to, bytes: 0, encode: &encode };
         let answered = self.ask_reading(&request).await?;
         match answered.first {
-            Answer::Status(status) => Ok(*status),
+            Answer::Status(status) if status.node_id == node_id => Ok(*status),
             _ => Err(unexpected(answered.node_id, "a status request")),
         }
     }
@@ -341,17 +342,11 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 async fn status_once(routes: &Arc<Routes>, member: &MemberInfo) -> Result<Status, Error> {
     let unreachable =
         |cause: String| Error::Unreachable { tried: vec![(member.client_address.clone(), cause)] };
-    let link = routes.link_to_member(member).await.map_err(|error| {
-        if error.rejected {
-            Error::Rejected { address: error.address, reason: error.reason }
-        } else {
-            unreachable(error.reason)
-        }
-    })?;
+    let link = routes.link_to_member(member).await.map_err(DialError::into_error)?;
     let frame =
         link.call(FrameKind::Status, &|_| ()).await.map_err(|lost| unreachable(lost.reason))?;
     match Answer::from_frame(&frame) {
-        Ok(Answer::Status(status)) => Ok(*status),
+        Ok(Answer::Status(status)) if status.node_id == member.id => Ok(*status),
         Ok(Answer::Refused(refusal)) => {
             Err(Error::from_refusal(&refusal)
                 .unwrap_or_else(|| unreachable("it is too busy".into())))

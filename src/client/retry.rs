@@ -80,7 +80,7 @@ impl Answer {
             Reply::ScanEnd { rows, revision, more } => {
                 Answer::ScanEnd(super::ScanEnd { rows, revision, more })
             }
-            Reply::Status(status) => Answer::Status(Box::new(status)),
+            Reply::Status(status) => Answer::Status(status),
             Reply::Refused(refusal) => Answer::Refused(refusal),
             Reply::Large => Answer::Large,
             Reply::Managed { id } => Answer::Managed(id),
@@ -155,9 +155,7 @@ pub(super) async fn ask(
     loop {
         let link = match routes.link(request.to).await {
             Ok(link) => link,
-            Err(error) if error.rejected => {
-                return Err(Error::Rejected { address: error.address, reason: error.reason });
-            }
+            Err(error) if error.is_final(request.to) => return Err(error.into_error()),
             Err(_) if routes.is_closed() => return Err(Error::Closed),
             Err(error) => {
                 attempts.by_detour = true;

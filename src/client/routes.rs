@@ -91,6 +91,16 @@ impl Routes {
 
     /// A connection that leads where the request must go.
     pub(super) async fn link(self: &Arc<Self>, to: To) -> Result<Arc<Link>, DialError> {
+        if let To::Node(node) = to {
+            let member = self.state().members.get(&node).cloned();
+            return match member {
+                Some(member) => self.link_to_member(&member).await,
+                None => {
+                    let node = format!("node {node}");
+                    Err(DialError::unreachable(node, "no member of the cluster"))
+                }
+            };
+        }
         let leader = match to {
             To::Leader => *self.leader.borrow(),
             To::Any | To::Node(_) => None,
@@ -98,7 +108,7 @@ impl Routes {
         if let Some(link) = leader.and_then(|leader| self.known_link(leader)) {
             return Ok(link);
         }
-        let (address, name) = self.address(to, leader)?;
+        let (address, name) = self.address(leader)?;
         let dialled = self.link_to(address.clone(), name);
         let result = match to {
             // A leader that hangs has a successor soon; the dial goes on meanwhile, for the next who asks.
@@ -124,12 +134,14 @@ impl Routes {
         state.leader_link.clone().filter(|link| link.node_id() == leader && link.is_open())
     }
 
-    /// A connection to this member.
+    /// A connection to this member: an error if another node answers at its address.
     pub(super) async fn link_to_member(
         self: &Arc<Self>,
         member: &MemberInfo,
     ) -> Result<Arc<Link>, DialError> {
-        self.link_to(member.client_address.clone(), Some(member.name.clone())).await
+        let (address, name) = (member.client_address.clone(), Some(member.name.clone()));
+        let link = self.link_to(address, name).await?;
+        link.leads_to(member).map(|()| link)
     }
 
     /// A connection to this address, shared, made if there is none.
@@ -265,17 +277,10 @@ impl Routes {
         }
     }
 
-    fn address(&self, to: To, leader: Option<u64>) -> Result<(String, Option<String>), DialError> {
+    fn address(&self, leader: Option<u64>) -> Result<(String, Option<String>), DialError> {
         let state = self.state();
-        let node = match to {
-            To::Node(node) => Some(node),
-            To::Leader | To::Any => leader,
-        };
-        if let Some(member) = node.and_then(|node| state.members.get(&node)) {
+        if let Some(member) = leader.and_then(|leader| state.members.get(&leader)) {
             return Ok((member.client_address.clone(), Some(member.name.clone())));
-        }
-        if let To::Node(node) = to {
-            return Err(DialError::unreachable(format!("node {node}"), "no member of the cluster"));
         }
         // By turns; the endpoints too, since members may be known by addresses that lead nowhere from here.
         let mut choices: Vec<(String, Option<String>)> = Vec::new();

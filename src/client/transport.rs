@@ -7,8 +7,8 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
@@ -16,12 +16,15 @@ use tokio::time::timeout;
 
 use super::Error;
 use super::connection::Link;
-use crate::pki::Credentials;
+use super::routes::To;
+use crate::pki::{Credentials, Stamp};
 use crate::proto::client::{Hello, HelloReply, Reply};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::{PROTOCOL_VERSION, decode, encode};
-use crate::quic::{self, Disconnect, FrameReader, FrameWriter, PortKind, WriterDriver};
+use crate::quic::{
+    self, Disconnect, FrameReader, FrameWriter, Keyring, PortKind, Rejection, WriterDriver,
+};
 
 /// From the first packet to the answered `Hello`, per address.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,17 +42,21 @@ pub(super) struct DialError {
     pub(super) address: String,
     /// Why not.
     pub(super) reason: String,
-    /// Whether a certificate was refused: no other try will do better.
+    /// Whether a certificate was refused: no other try at this node will do better.
     pub(super) rejected: bool,
+    /// Whether the node refused our certificate, as every other will.
+    pub(super) refused: bool,
     /// Whether nothing at all came back in time.
     pub(super) silent: bool,
+    /// Who was asked and who answers, if that is another node.
+    pub(super) other: Option<(String, String)>,
 }
 
 impl DialError {
     /// Nobody answers there.
     pub(super) fn unreachable(address: impl Into<String>, reason: impl Into<String>) -> DialError {
         let (address, reason) = (address.into(), reason.into());
-        DialError { address, reason, rejected: false, silent: false }
+        DialError { address, reason, rejected: false, refused: false, silent: false, other: None }
     }
 
     /// Nothing came back.
@@ -57,17 +64,52 @@ impl DialError {
         DialError { silent: true, ..DialError::unreachable(address, "no answer in time") }
     }
 
+    /// Another node answers than the one that was asked.
+    pub(super) fn other(address: &str, asked: String, found: String) -> DialError {
+        let reason = format!("it is {found}, not {asked}");
+        let other = Some((asked, found));
+        DialError { other, ..DialError::unreachable(address, reason) }
+    }
+
+    /// Whether a request can go nowhere else. One node that is another by now, or whose certificate has expired, does
+    /// not keep a request from the others.
+    pub(super) fn is_final(&self, to: To) -> bool {
+        match to {
+            To::Node(_) => self.rejected || self.other.is_some(),
+            To::Leader | To::Any => self.refused,
+        }
+    }
+
+    /// What it means for a request to this node and no other.
+    pub(super) fn into_error(self) -> Error {
+        let DialError { address, reason, rejected, other, .. } = self;
+        match other {
+            Some((asked, found)) => Error::WrongNode { address, asked, found },
+            None if rejected => Error::Rejected { address, reason },
+            None => Error::Unreachable { tried: vec![(address, reason)] },
+        }
+    }
+
     fn from_quic(address: &str, error: &quic::Error) -> DialError {
-        let (reason, rejected) = match error {
-            quic::Error::NothingListening { .. } => ("nothing is listening".to_owned(), false),
-            quic::Error::TimedOut { .. } => return DialError::silent(address),
-            quic::Error::Rejected { rejection, .. } => (rejection.to_string(), true),
-            quic::Error::Disconnected { disconnect, .. } | quic::Error::Lost(disconnect) => {
-                (disconnect.to_string(), is_final(disconnect))
+        let (reason, rejected, refused) = match error {
+            quic::Error::NothingListening { .. } => {
+                ("nothing is listening".to_owned(), false, false)
             }
-            other => (other.to_string(), false),
+            quic::Error::TimedOut { .. } => return DialError::silent(address),
+            quic::Error::Rejected {
+                rejection: Rejection::WrongNode { expected, found }, ..
+            } => {
+                let (asked, found) = (format!("node {expected}"), format!("node {found}"));
+                return DialError::other(address, asked, found);
+            }
+            quic::Error::Rejected { rejection, .. } => (rejection.to_string(), true, false),
+            quic::Error::Disconnected { disconnect, .. } | quic::Error::Lost(disconnect) => {
+                let is_final = is_final(disconnect);
+                (disconnect.to_string(), is_final, is_final)
+            }
+            other => (other.to_string(), false, false),
         };
-        DialError { rejected, ..DialError::unreachable(address, reason) }
+        DialError { rejected, refused, ..DialError::unreachable(address, reason) }
     }
 }
 
@@ -98,16 +140,38 @@ fn is_final(disconnect: &Disconnect) -> bool {
 #[derive(Debug)]
 pub(super) struct Transport {
     endpoint: quinn::Endpoint,
-    credentials: Credentials,
+    keyring: Keyring,
+    certs: PathBuf,
+    name: String,
+    /// How the files were when they were read last.
+    seen: Mutex<Stamp>,
 }
 
 impl Transport {
     /// Loads the certificates and opens a socket; must be called inside a tokio runtime.
     pub(super) fn new(certs: &Path, name: &str) -> Result<Transport, Error> {
+        let seen = Mutex::new(Stamp::of(certs, name));
         let credentials = Credentials::load(certs, name)
             .map_err(|error| Error::Credentials(error.to_string()))?;
         let endpoint = quic::client_endpoint().map_err(|error| Error::Local(error.to_string()))?;
-        Ok(Transport { endpoint, credentials })
+        let (keyring, certs, name) = (Keyring::new(credentials), certs.to_owned(), name.to_owned());
+        Ok(Transport { endpoint, keyring, certs, name, seen })
+    }
+
+    /// The certificates, read again if their files have changed: a client may live longer than they do. What cannot be
+    /// used changes nothing.
+    fn credentials(&self) -> Arc<Credentials> {
+        let found = Stamp::of(&self.certs, &self.name);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen != found {
+            // Files that are half written yet will have changed again when they are whole.
+            *seen = found;
+            match Credentials::load(&self.certs, &self.name) {
+                Ok(credentials) => self.keyring.replace(credentials),
+                Err(error) => tracing::warn!("the certificates are not reloaded: {error}"),
+            }
+        }
+        self.keyring.current()
     }
 
     /// Connects to `address`, where node `name` must be, or any node of the cluster.
@@ -143,10 +207,10 @@ impl Transport {
         name: Option<&str>,
     ) -> Result<Ready, DialError> {
         let failed = |error: &quic::Error| DialError::from_quic(address, error);
-        let (endpoint, credentials) = (&self.endpoint, &self.credentials);
+        let (endpoint, credentials) = (&self.endpoint, self.credentials());
         let connection = match name {
-            Some(name) => quic::dial(endpoint, addr, name, credentials, PortKind::Client).await,
-            None => quic::dial_any(endpoint, addr, credentials).await,
+            Some(name) => quic::dial(endpoint, addr, name, &credentials, PortKind::Client).await,
+            None => quic::dial_any(endpoint, addr, &credentials).await,
         };
         let connection = connection.map_err(|error| failed(&error))?;
         let mut unfinished = Unfinished(Some(connection.clone()));
@@ -169,8 +233,11 @@ impl Transport {
             Some(Err(reason)) => return Err(DialError::unreachable(address, reason)),
             None => return Err(DialError::unreachable(address, "it closed the connection")),
         };
+        let node_name = quic::identity_of(&connection).map_err(|error| failed(&error))?;
+        let node_name = node_name.name().to_owned();
         unfinished.0 = None;
-        Ok(Ready { address: address.into(), hello, connection, writer, reader })
+        let (address, keyring) = (address.into(), self.keyring.clone());
+        Ok(Ready { address, node_name, hello, connection, writer, reader, keyring })
     }
 
     /// Waits a moment so that the word of the closed connections leaves.
@@ -193,20 +260,27 @@ impl Drop for Unfinished {
 /// A connection whose `Hello` was answered, not yet read from.
 pub(super) struct Ready {
     address: String,
+    node_name: String,
     hello: HelloReply,
     connection: quinn::Connection,
     writer: FrameWriter,
     reader: FrameReader,
+    keyring: Keyring,
 }
 
 impl Ready {
     /// Begins to hand out replies.
     pub(super) fn start(self) -> Arc<Link> {
-        let Ready { address, hello, connection, writer, reader } = self;
-        let link = Link::new(address, hello, connection, writer);
+        let Ready { address, node_name, hello, connection, writer, reader, keyring } = self;
+        let link = Link::new((address, node_name), hello, connection.clone(), writer);
         tokio::spawn({
             let link = Arc::clone(&link);
-            async move { link.read(reader).await }
+            async move {
+                tokio::select! {
+                    () = link.read(reader) => {}
+                    outlived = quic::outlives(&connection, &keyring) => link.close(&outlived.to_string()),
+                }
+            }
         });
         link
     }

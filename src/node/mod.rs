@@ -363,6 +363,11 @@ impl Node {
         self.raft.role()
     }
 
+    /// Whether this node leads and another voter is about to take over.
+    pub fn is_handing_over(&self) -> bool {
+        self.raft.role() == RoleKind::Leader && self.raft.heir().is_some()
+    }
+
     /// The newest snapshot.
     pub fn newest_snapshot(&self) -> Option<&SnapshotAt> {
         self.snapshots.newest.as_ref()

@@ -118,7 +118,7 @@ impl Node {
                 What::Refuse(refusal) => replies.reply(reply_to, &Reply::Refused(refusal)),
                 What::Managed(NodeId(id)) => replies.reply(reply_to, &Reply::Managed { id }),
                 What::Hello => replies.reply(reply_to, &Reply::Hello(self.hello())),
-                What::Status => replies.reply(reply_to, &Reply::Status(self.status())),
+                What::Status => replies.reply(reply_to, &Reply::Status(Box::new(self.status()))),
             }
         }
     }

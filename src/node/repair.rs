@@ -270,6 +270,7 @@ impl Repair {
             state_hash: 0,
             peers: Vec::new(),
             doors: Doors::default(),
+            certificates: Vec::new(),
         }
     }
 

@@ -293,6 +293,8 @@ impl Node {
             state_hash: self.store.state_hash(),
             peers: peers.collect(),
             doors: Doors::default(),
+            // The server knows them.
+            certificates: Vec::new(),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    SanType,
+    PublicKeyData, SanType, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
@@ -33,7 +33,7 @@ const HINT: &str = "make a cluster's authority with `quicraft cert init`";
 /// The authority of one cluster, with its private key.
 #[derive(Debug)]
 pub struct Authority {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     cluster: String,
     not_after: SystemTime,
     issuer: Issuer<'static, KeyPair>,
@@ -131,8 +131,7 @@ impl Authority {
         }
         let mut names = vec![node_dns_name(&self.cluster, name)];
         names.extend_from_slice(hosts);
-        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(&Identity::node(&self.cluster, name), names, usages, how)
+        self.issue(&Identity::node(&self.cluster, name), names, how)
     }
 
     /// Issues `NAME.crt` and `NAME.key` for a client. Returns the path of the certificate.
@@ -141,20 +140,10 @@ impl Authority {
     /// [`Error`] if a name or lifetime is none, the files exist, or they cannot be written.
     pub fn issue_client(&self, name: &str, role: Role, how: Issue) -> Result<PathBuf, Error> {
         check_leaf_name(name)?;
-        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(&Identity::client(&self.cluster, name, role), vec![], usages, how)
+        self.issue(&Identity::client(&self.cluster, name, role), vec![], how)
     }
 
-    fn issue(
-        &self,
-        identity: &Identity,
-        names: Vec<String>,
-        usages: Vec<ExtendedKeyUsagePurpose>,
-        how: Issue,
-    ) -> Result<PathBuf, Error> {
-        if !(1..=AUTHORITY_DAYS).contains(&how.days) {
-            return Err(Error::Days(how.days));
-        }
+    fn issue(&self, identity: &Identity, names: Vec<String>, how: Issue) -> Result<PathBuf, Error> {
         let name = identity.name();
         let (certificate_path, key_path) =
             (self.dir.join(format!("{name}.crt")), self.dir.join(format!("{name}.key")));
@@ -162,23 +151,54 @@ impl Authority {
             let hint = ": choose another name, or replace it with --overwrite";
             refuse_existing(&[&certificate_path, &key_path], hint)?;
         }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
-        let mut params = params(names, &identity.to_string(), name)?;
-        set_validity(&mut params, (SystemTime::now() + days(how.days)).min(self.not_after));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = usages;
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(make)?;
+        let key = new_key()?;
+        let certificate = self.sign(identity, names, how.days, &key)?;
         let write = if how.overwrite { replace_file } else { create_file };
         write(&key_path, 0o600, key.serialize_pem().as_bytes())?;
-        write(&certificate_path, 0o644, certificate.pem().as_bytes())?;
+        write(&certificate_path, 0o644, certificate.as_bytes())?;
         sync_dir(&self.dir)?;
         Ok(certificate_path)
+    }
+
+    /// A certificate for a public key, in PEM form.
+    pub(super) fn sign(
+        &self,
+        identity: &Identity,
+        names: Vec<String>,
+        days_valid: u32,
+        key: &impl PublicKeyData,
+    ) -> Result<String, Error> {
+        if !(1..=AUTHORITY_DAYS).contains(&days_valid) {
+            return Err(Error::Days(days_valid));
+        }
+        let mut params = params(names, &identity.to_string(), identity.name())?;
+        set_validity(&mut params, (SystemTime::now() + days(days_valid)).min(self.not_after));
+        // Drawn: by default it comes of the key, and a renewed certificate may keep its key.
+        let mut serial = random::<16>()?;
+        serial[0] &= 0x7f;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = usages(identity.is_node());
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(key, &self.issuer).map_err(make)?.pem())
+    }
+}
+
+pub(super) fn new_key() -> Result<KeyPair, Error> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)
+}
+
+/// What the certificate of a node or client is for.
+fn usages(is_node: bool) -> Vec<ExtendedKeyUsagePurpose> {
+    if is_node {
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+    } else {
+        vec![ExtendedKeyUsagePurpose::ClientAuth]
     }
 }
 
 /// `ca` would take the authority's own files.
-fn check_leaf_name(name: &str) -> Result<(), Error> {
+pub(super) fn check_leaf_name(name: &str) -> Result<(), Error> {
     check_name(name)?;
     if name == "ca" { Err(Problem::Name(name.to_owned()).into()) } else { Ok(()) }
 }
@@ -203,15 +223,20 @@ fn holds_key(certificate: &[u8], key: &KeyPair) -> bool {
     })
 }
 
-fn random_suffix() -> Result<String, Error> {
-    let mut bytes = [0; CLUSTER_SUFFIX_DIGITS / 2];
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
     SystemRandom::new()
         .fill(&mut bytes)
         .map_err(|_| Error::Make("the operating system gives no random numbers".to_owned()))?;
+    Ok(bytes)
+}
+
+fn random_suffix() -> Result<String, Error> {
+    let bytes = random::<{ CLUSTER_SUFFIX_DIGITS / 2 }>()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn make(error: rcgen::Error) -> Error {
+pub(super) fn make(error: rcgen::Error) -> Error {
     Error::Make(error.to_string())
 }
 
@@ -227,7 +252,7 @@ fn refuse_existing(paths: &[&Path], hint: &'static str) -> Result<(), Error> {
 }
 
 /// Writes a new file and syncs it.
-fn create_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
+pub(super) fn create_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
     let io_error = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => Error::Exists { path: path.to_owned(), hint: "" },
         _ => Error::Io { op: "write", path: path.to_owned(), source },
@@ -238,7 +263,7 @@ fn create_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
 }
 
 /// Puts a new file in the place of an old one.
-fn replace_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
+pub(super) fn replace_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     let fresh = PathBuf::from(fresh);
@@ -252,7 +277,7 @@ fn replace_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
     })
 }
 
-fn sync_dir(dir: &Path) -> Result<(), Error> {
+pub(super) fn sync_dir(dir: &Path) -> Result<(), Error> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::Io {
         op: "sync",
         path: dir.to_owned(),

@@ -27,6 +27,7 @@ use super::{Certificate, Error, Identity, Problem, Subject};
 pub struct Credentials {
     identity: Identity,
     certificate: Certificate,
+    authorities: Vec<Certificate>,
     pub(crate) roots: Arc<RootCertStore>,
     pub(crate) key: Arc<CertifiedKey>,
     secret: hmac::Key,
@@ -34,7 +35,7 @@ pub struct Credentials {
 
 impl Credentials {
     /// Loads `ca.crt`, `NAME.crt` and `NAME.key` from `dir` and checks them against each other and the clock. `ca.crt`
-    /// may hold several authorities, while one takes over from another.
+    /// may hold several authorities, while one takes over from another: those out of their time are left out.
     ///
     /// # Errors
     /// [`Error`] for a file that is missing, unreadable, damaged, exposed, of another cluster, or out of its time.
@@ -57,9 +58,7 @@ impl Credentials {
         let certificate = Certificate::parse(&chain[0]).map_err(at)?;
         certificate.identity().map_err(at)?;
         check_validity(&certificate, &certificate_path)?;
-        for root in &roots {
-            check_authority(root, &authority_path)?;
-        }
+        let roots = authorities_in_time(roots, &authority_path)?;
         let credentials = Self::assemble(&roots, chain, key).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 Error::KeyMismatch { certificate: certificate_path.clone(), key: key_path.clone() }
@@ -84,12 +83,15 @@ impl Credentials {
         let certificate = Certificate::parse(der).map_err(|_| bad())?;
         let Subject::Leaf(identity) = certificate.subject.clone() else { return Err(bad()) };
         let mut store = RootCertStore::empty();
+        let mut authorities = Vec::new();
         for root in roots {
             store.add(root.clone())?;
+            authorities.extend(Certificate::parse(root));
         }
         let secret = hmac::Key::new(hmac::HMAC_SHA256, key.secret_der());
         let key = Arc::new(CertifiedKey::from_der(chain, key, &default_provider())?);
-        Ok(Credentials { identity, certificate, roots: Arc::new(store), key, secret })
+        let roots = Arc::new(store);
+        Ok(Credentials { identity, certificate, authorities, roots, key, secret })
     }
 
     /// A secret for one purpose: the same at every start with this private key, and unknown to everybody else.
@@ -113,16 +115,31 @@ impl Credentials {
         self.certificate.not_after
     }
 
+    /// The certificates of the trusted authorities.
+    pub fn authorities(&self) -> &[Certificate] {
+        &self.authorities
+    }
+
+    /// Whether these are the same certificates.
+    pub fn are(&self, others: &Credentials) -> bool {
+        self.key.cert == others.key.cert && self.authorities == others.authorities
+    }
+
     /// Whether the trusted authorities issued the certificate.
     fn check_chain(&self) -> Result<(), rustls::Error> {
+        self.vouch_for(&self.key.cert)
+    }
+
+    /// Whether the trusted authorities issued the first certificate of a chain, and it is within its time.
+    pub(crate) fn vouch_for(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
         let verifier = WebPkiClientVerifier::builder_with_provider(
             self.roots.clone(),
             Arc::new(default_provider()),
         )
         .build()
         .map_err(|error| rustls::Error::General(error.to_string()))?;
-        let chain = &self.key.cert;
-        verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).map(|_| ())
+        let [leaf, rest @ ..] = chain else { return Err(rustls::Error::NoCertificatesPresented) };
+        verifier.verify_client_cert(leaf, rest, UnixTime::now()).map(|_| ())
     }
 }
 
@@ -178,6 +195,27 @@ fn open_error(path: &Path, hint: &str, source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::NotFound => Error::Missing { path, hint: hint.to_owned() },
         _ => Error::Io { op: "read", path, source },
+    }
+}
+
+/// The authorities whose time it is, at least one.
+fn authorities_in_time(
+    found: Vec<CertificateDer<'static>>,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let (mut good, mut out_of_time) = (Vec::new(), None);
+    for der in found {
+        match check_authority(&der, path) {
+            Ok(()) => good.push(der),
+            Err(error @ (Error::Expired { .. } | Error::NotYetValid { .. })) => {
+                out_of_time.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match out_of_time {
+        Some(error) if good.is_empty() => Err(error),
+        Some(_) | None => Ok(good),
     }
 }
 

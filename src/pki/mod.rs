@@ -28,6 +28,9 @@ mod authority;
 mod certificate;
 mod credentials;
 mod identity;
+#[cfg(feature = "server")]
+mod renewal;
+mod stamp;
 #[cfg(test)]
 #[cfg(feature = "server")]
 mod tests;
@@ -40,6 +43,7 @@ pub use authority::{AUTHORITY_DAYS, Authority, Issue, LEAF_DAYS_DEFAULT};
 pub use certificate::{Certificate, Subject};
 pub use credentials::Credentials;
 pub use identity::{Identity, Role, Who, check_name, cluster_id, node_dns_name};
+pub use stamp::Stamp;
 
 /// What is wrong with a name or with the content of a certificate, wherever it came from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,7 +147,7 @@ pub enum Error {
         key: PathBuf,
     },
     /// A certificate after its time.
-    #[error("the certificate {path} expired on {not_after}: make a new one with `quicraft cert`")]
+    #[error("the certificate {path} expired on {not_after}: renew it with `quicraft cert renew`")]
     Expired {
         /// The certificate.
         path: PathBuf,

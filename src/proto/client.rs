@@ -268,6 +268,19 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// How its ports fare.
     pub doors: Doors,
+    /// The node's certificate and those of the authorities that it trusts.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// How long a certificate is good for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The name of its file without `.crt`: the node's, or `ca`.
+    pub name: String,
+    /// Its last second, counted from 1970.
+    pub not_after_s: u64,
+    /// Whole days until then by the node's clock; below zero when it has expired.
+    pub days_left: i64,
 }
 
 /// Why a request was refused; each variant says what the client can do.
@@ -340,7 +353,7 @@ pub enum Reply<'a> {
         more: bool,
     },
     /// To a status request.
-    Status(Status),
+    Status(Box<Status>),
     /// To any request.
     Refused(Refusal),
     /// To [`Get`] on the shared stream: the value is long and would delay others, ask on a stream of its own.

@@ -17,9 +17,11 @@
 //!
 //! *Where to read more.* `facts/quic.md` sections 2, 4 and 5, `facts/reliability.md` section 5.
 
+mod congestion;
 mod endpoint;
 mod explain;
 mod ids;
+mod keyring;
 mod meter;
 mod reader;
 #[cfg(test)]
@@ -38,10 +40,11 @@ pub use endpoint::{
 };
 pub use explain::{Disconnect, explain};
 pub use ids::IdMap;
+pub use keyring::{Keyring, Outlived, outlived, outlives, while_valid};
 pub use meter::{Exceeding, Meter};
 pub use reader::{FrameReader, Progress};
 pub use tls::Rejection;
-pub use transport::CLIENT_WINDOW_BYTES_MIN;
+pub use transport::{CLIENT_WINDOW_BYTES_MIN, widen};
 pub use writer::{FrameWriter, PushError, WriterDriver};
 
 use crate::pki::Problem;

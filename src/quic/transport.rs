@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac::{HMAC_SHA256, Key, sign};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::congestion::{Bounded, CEILING_BYTES_MAX};
 use super::{Error, PortKind};
 
 /// Every path carries this (RFC 9000, 14.1).
@@ -20,10 +21,15 @@ const MTU_BYTES_MIN: u16 = 1200;
 const MTU_BYTES_MAX: u16 = 6500;
 /// What the kernel may hold for the socket of an endpoint; cubic loses packets at the stock 212 kB.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-/// Small, so that a transfer never delays a heartbeat: the queue would be in the receiver's socket.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-/// A peer connection never loses memory to more than this in each direction.
-const PEER_WINDOW_BYTES: u32 = 4 << 20;
+/// One stream of a client: a scan that is read slowly costs a node no more.
+const CLIENT_STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// One stream between nodes: what a long path holds. What is on its way at once, `congestion` bounds by the distance.
+const PEER_STREAM_WINDOW_BYTES: u32 = CEILING_BYTES_MAX as u32;
+/// What a connection to the peer port may send before its other end has said who it is, and proved to be a member.
+const STRANGER_WINDOW_BYTES: u32 = 1 << 20;
+/// A peer connection never loses memory to more than this in each direction: entries and a snapshot each fill their
+/// stream's window, and there must be room for a heartbeat then.
+const PEER_WINDOW_BYTES: u32 = 2 * PEER_STREAM_WINDOW_BYTES + (4 << 20);
 /// What a client gives the connection to a node.
 const CLIENT_WINDOW_BYTES: u32 = 2 << 20;
 /// What a node gives the connection of a client, of which there are many, before it knows who that is; the server widens
@@ -45,14 +51,14 @@ pub(super) fn transport(kind: PortKind, is_dialler: bool) -> Arc<TransportConfig
     config
         .initial_mtu(MTU_BYTES_MIN)
         .mtu_discovery_config(Some(discovery))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .datagram_receive_buffer_size(None);
-    let mut cubic = CubicConfig::default();
     match kind {
         PortKind::Peer => {
-            cubic.initial_window(256 << 10);
+            let window = if is_dialler { PEER_WINDOW_BYTES } else { STRANGER_WINDOW_BYTES };
             config
-                .receive_window(VarInt::from_u32(PEER_WINDOW_BYTES))
+                .congestion_controller_factory(Arc::new(Bounded::new()))
+                .stream_receive_window(VarInt::from_u32(PEER_STREAM_WINDOW_BYTES))
+                .receive_window(VarInt::from_u32(window))
                 .send_window(PEER_WINDOW_BYTES.into())
                 .max_concurrent_bidi_streams(VarInt::from_u32(PEER_BIDI_STREAMS_MAX))
                 .max_concurrent_uni_streams(VarInt::from_u32(PEER_UNI_STREAMS_MAX))
@@ -65,6 +71,8 @@ pub(super) fn transport(kind: PortKind, is_dialler: bool) -> Arc<TransportConfig
             let streams_max = if is_dialler { 0 } else { CLIENT_STREAMS_MAX };
             let window = if is_dialler { CLIENT_WINDOW_BYTES } else { CLIENT_WINDOW_BYTES_MIN };
             config
+                .congestion_controller_factory(Arc::new(CubicConfig::default()))
+                .stream_receive_window(VarInt::from_u32(CLIENT_STREAM_WINDOW_BYTES))
                 .receive_window(VarInt::from_u32(window))
                 .send_window(window.into())
                 .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
@@ -74,8 +82,12 @@ pub(super) fn transport(kind: PortKind, is_dialler: bool) -> Arc<TransportConfig
                 .keep_alive_interval(is_dialler.then_some(Duration::from_secs(4)));
         }
     }
-    config.congestion_controller_factory(Arc::new(cubic));
     Arc::new(config)
+}
+
+/// The other end of a connection to the peer port is a member: it may send as much as one.
+pub fn widen(connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(PEER_WINDOW_BYTES));
 }
 
 /// Handshake limits of a port (`facts/reliability.md`, section 5.3).

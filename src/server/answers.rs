@@ -1,6 +1,7 @@
 //! The answers of a turn, gathered per stream: those to one read of a stream follow each other, so they go into its
 //! buffer in one push, which is written when the turn is over.
 
+use super::certificates;
 use super::shared::{Ready, Shared};
 use crate::node::{Replies, ReplyTo, RequestBody};
 use crate::proto;
@@ -52,12 +53,16 @@ impl Drop for Burst<'_> {
 impl Replies for Burst<'_> {
     fn reply(&mut self, to: ReplyTo, reply: &Reply<'_>) {
         self.turn_to(to.stream);
-        let with_doors;
+        let complete;
         let reply = match reply {
             Reply::Status(status) => {
                 let doors = self.shared.doors();
-                with_doors = Reply::Status(Status { doors, ..status.clone() });
-                &with_doors
+                let keyring = self.shared.keyring.get();
+                let certificates = keyring.map(|keyring| certificates::status(&keyring.current()));
+                let certificates = certificates.unwrap_or_default();
+                let known = Status::clone(status);
+                complete = Reply::Status(Box::new(Status { doors, certificates, ..known }));
+                &complete
             }
             Reply::Value { value, .. }
                 if value.len() > LARGE_BYTES && self.shared.is_shared(to.stream) =>

@@ -17,7 +17,7 @@ use crate::proto::command::{Principal, key_is_valid};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
 use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_OVERHEAD_BYTES_MAX, KEY_BYTES_MAX};
 use crate::proto::{self, PROTOCOL_VERSION};
-use crate::quic::{self, FrameReader, FrameWriter};
+use crate::quic::{self, FrameReader, FrameWriter, Keyring};
 use crate::raft::ChangeRefused;
 
 /// Who asks.
@@ -40,13 +40,16 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Accepts clients for as long as the endpoint lives.
-    pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
+    pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint, keyring: Keyring) {
         while let Some(incoming) = endpoint.accept().await {
             let Some(admitted) = self.shared.client_gate.admit(incoming) else { continue };
-            let clients = Arc::clone(&self);
+            let (clients, keyring) = (Arc::clone(&self), keyring.clone());
             tokio::spawn(async move {
                 match admitted.accept().await {
-                    Ok((connection, identity, _place)) => clients.serve(connection, identity).await,
+                    Ok((connection, identity, _place)) => {
+                        let served = clients.serve(connection.clone(), identity);
+                        quic::while_valid(&connection, &keyring, served).await;
+                    }
                     Err(error) => report_refused("client", &error),
                 }
             });
@@ -258,19 +261,8 @@ impl Clients {
                 check_manage(&manage, &caller.identity.who).map_err(invalid)?;
                 Ok(RequestBody::Manage(manage))
             }
-            FrameKind::Reply
-            | FrameKind::Raft
-            | FrameKind::Snapshot
-            | FrameKind::SnapshotChunk
-            | FrameKind::SnapshotDone
-            | FrameKind::PeerHello
-            | FrameKind::Forward
-            | FrameKind::Fetch
-            | FrameKind::Fetched
-            | FrameKind::SnapshotWanted
-            | FrameKind::StateHash
-            | FrameKind::AskMembers
-            | FrameKind::Members => Err(invalid("not a request".to_owned())),
+            // All others were refused before: they are no requests.
+            _ => Err(invalid("not a request".to_owned())),
         }
     }
 }

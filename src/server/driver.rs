@@ -80,7 +80,7 @@ impl Driver {
                 return Err(error);
             }
             if let Some(deadline) = give_up
-                && (self.node.role() != RoleKind::Leader || Instant::now() >= deadline)
+                && (!self.node.is_handing_over() || Instant::now() >= deadline)
             {
                 break;
             }

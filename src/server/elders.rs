@@ -32,8 +32,9 @@ pub(super) async fn ask(common: Arc<Common>, name: String, addresses: Vec<String
 
 async fn ask_at(common: &Common, name: &str, address: &str) -> Option<MembershipAt> {
     let address = resolve(address).await.ok()?;
-    let (endpoint, credentials) = (&common.endpoint, &common.credentials);
-    let connection = quic::dial(endpoint, address, name, credentials, PortKind::Peer).await.ok()?;
+    let (endpoint, credentials) = (&common.endpoint, common.keyring.current());
+    let dialled = quic::dial(endpoint, address, name, &credentials, PortKind::Peer).await;
+    let connection = dialled.ok()?;
     let asked = ask_on(&connection, common).await;
     connection.close(0_u32.into(), b"asked");
     asked

@@ -16,13 +16,13 @@ use tokio::time::{sleep, timeout};
 
 use super::peers::{OTHER_DATA, REMOVED};
 use super::shared::{Ending, Shared};
+use super::silence::{Silence, hedged};
 use crate::node::Peer;
-use crate::pki::Credentials;
 use crate::proto;
 use crate::proto::frame::{FrameKind, HEADER_BYTES, encode_frame, encode_header};
 use crate::proto::limits::FRAME_BYTES_MAX;
 use crate::proto::peer::{PeerHello, StateHash, encode_message};
-use crate::quic::{self, FrameWriter, PortKind, PushError};
+use crate::quic::{self, FrameWriter, Keyring, PortKind, PushError};
 use crate::raft::{Body, DataId, Message, NodeId};
 use crate::wal::Batch;
 
@@ -35,7 +35,7 @@ pub(super) struct Links {
 /// What all links need.
 pub(super) struct Common {
     pub(super) endpoint: Endpoint,
-    pub(super) credentials: Arc<Credentials>,
+    pub(super) keyring: Keyring,
     /// This node.
     pub(super) own: NodeId,
     pub(super) data: DataId,
@@ -240,14 +240,28 @@ impl Dialler {
         let name = &self.name;
         let mut wait = BACKOFF_MIN;
         let mut reported = Vec::new();
+        let mut next = None;
         loop {
-            match self.connect().await {
+            let connected = match next.take() {
+                Some(up) => Ok(up),
+                None => hedged(|| self.connect(), HEDGES).await,
+            };
+            match connected {
                 Ok(up) => {
                     report(&mut reported, format!("connected to {name}"));
                     let since = Instant::now();
                     let connection = up.connection.clone();
                     self.set(Some(up));
-                    let reason = connection.closed().await;
+                    let reason = tokio::select! {
+                        reason = connection.closed() => reason,
+                        (up, why) = self.successor(&connection) => {
+                            report(&mut reported, format!("connects anew to {name}: {why}"));
+                            connection.close(0_u32.into(), b"replaced by another connection");
+                            self.common.shared.tell(|input| input.unreachable.push(self.to));
+                            next = Some(up);
+                            continue;
+                        }
+                    };
                     self.set(None);
                     if let ConnectionError::ApplicationClosed(closed) = &reason {
                         let by = name.clone();
@@ -258,7 +272,7 @@ impl Dialler {
                         }
                     }
                     // Who ends connections at once is no news each time, nor worth a busy loop.
-                    if since.elapsed() >= BACKOFF_MAX {
+                    if since.elapsed() >= LASTING {
                         (wait, reported) = (BACKOFF_MIN, Vec::new());
                     }
                     report(&mut reported, format!("lost {name}: {reason}"));
@@ -268,6 +282,36 @@ impl Dialler {
             }
             sleep(jittered(wait)).await;
             wait = (wait * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Another connection beside one on which nothing comes back any more, or that was made with certificates whose time
+    /// is over on either side; and why.
+    async fn successor(&self, connection: &Connection) -> (Up, &'static str) {
+        let (keyring, mut silence) = (&self.common.keyring, Silence::new());
+        let with = keyring.current();
+        loop {
+            let (why, pause) = tokio::select! {
+                () = silence.begins(connection) => (SILENT, BACKOFF_MAX),
+                () = keyring.changed(&with) => ("new certificates are in use", LASTING),
+                _ = quic::outlives(connection, keyring) => ("its certificate is over", LASTING),
+            };
+            let recovers = async {
+                match why {
+                    SILENT => silence.ends(connection).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = recovers => {}
+                connected = hedged(|| self.connect(), HEDGES) => match connected {
+                    Ok(up) => return (up, why),
+                    Err(_) => sleep(jittered(pause)).await,
+                }
+            }
+            if let Some(outlived) = quic::outlived(connection, &keyring.current()) {
+                outlived.close(connection);
+            }
         }
     }
 
@@ -292,10 +336,10 @@ impl Dialler {
     }
 
     async fn connect_to(&self, address: &str) -> Result<Up, Error> {
-        let Common { endpoint, credentials, .. } = &*self.common;
+        let Common { endpoint, keyring, .. } = &*self.common;
+        let (credentials, kind) = (keyring.current(), PortKind::Peer);
         let address = resolve(address).await?;
-        let kind = PortKind::Peer;
-        let connection = quic::dial(endpoint, address, &self.name, credentials, kind).await?;
+        let connection = quic::dial(endpoint, address, &self.name, &credentials, kind).await?;
         let control = open(&connection, CONTROL_PRIORITY, CONTROL_BYTES_MAX).await?;
         let hello = self.common.hello(self.to, self.data);
         let said = control.push(|buffer| {
@@ -350,10 +394,16 @@ fn jittered(wait: Duration) -> Duration {
     wait / 2 + wait.mul_f64(f64::from(nanos % 1000) / 2000.0)
 }
 
+const SILENT: &str = "it does not answer there";
 /// Reasons that are remembered.
 const REPORTED_MAX: usize = 8;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A node that comes back hears the others within an election timeout.
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// A connection that lasted so long was a good one.
+const LASTING: Duration = Duration::from_secs(1);
+/// Attempts to connect that begin while the first is under way.
+const HEDGES: usize = 3;
 const OPEN_PATIENCE: Duration = Duration::from_secs(1);
 const FLUSH_ROUNDS: usize = 50;
 /// Heartbeats and votes go before entries.

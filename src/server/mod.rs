@@ -16,6 +16,7 @@
 mod answers;
 mod authorise;
 mod budget;
+mod certificates;
 mod clients;
 mod driver;
 mod elders;
@@ -34,12 +35,15 @@ mod scan;
 mod settings;
 mod setup;
 mod shared;
+mod silence;
 mod snapshots;
 mod streams;
 mod warden;
 
 use std::future::Future;
 use std::sync::Arc;
+
+use quinn::Endpoint;
 
 pub use joined::Known;
 pub use joining::{Admitted, Ask, Asked, ask_to_join, init, init_joined, restore};
@@ -56,7 +60,7 @@ use clients::Clients;
 use driver::{Driver, Lonely};
 use intake::Receiver;
 use links::{Common, Links};
-use setup::{load_credentials, open_options, own_member};
+use setup::{open_options, own_member};
 use shared::{Ending, Shared};
 
 /// Why a node does not start, or stops.
@@ -180,26 +184,27 @@ pub async fn run(
     shutdown: &mut (impl Future<Output = ()> + Unpin),
     ask: &Ask<'_>,
 ) -> Result<Ended, Error> {
-    let credentials = Arc::new(load_credentials(settings)?);
+    let (keyring, seen) = certificates::load(settings)?;
+    let credentials = keyring.current();
     joining::finish_replacing(settings, &credentials)?;
     let options = open_options(settings, &credentials)?;
-    let (own, cluster_id) = (options.raft.id, options.identity.cluster);
-    let data = node::data_id(&options)?;
-    let has_others = options.has_others;
-    let store_options = options.store;
+    let (own, data, cluster) =
+        (options.raft.id, node::data_id(&options)?, options.identity.cluster);
+    let (has_others, store_options) = (options.has_others, options.store);
     let snapshots = node::snapshots_dir(&options.disk, &settings.data);
     // Ports first: one that is taken should not cost a recovery.
-    let secret = credentials.derive_secret(b"quicraft stateless reset");
-    let bind = |kind, address| quic::server_endpoint(kind, address, &credentials, Some(secret));
-    let client_endpoint = bind(PortKind::Client, settings.client_listen)?;
-    let peer_endpoint = bind(PortKind::Peer, settings.peer_listen)?;
+    let ports = Ports::bind(settings, &credentials)?;
     let opening = node::open(options)?;
 
     let shared = Arc::new(Shared::new(own, data));
+    // It is set nowhere else.
+    let _ = shared.keyring.set(keyring.clone());
+    shared.book.send_replace(Arc::new(book_of(&opening)));
+    let _watch = certificates::Watch::start(settings, keyring.clone(), seen, ports.by_kind());
     let advertised = own_member(settings)?;
     let links = Links::new(Common {
-        endpoint: peer_endpoint.clone(),
-        credentials: Arc::clone(&credentials),
+        endpoint: ports.peer.clone(),
+        keyring: keyring.clone(),
         own,
         data,
         peer_address: advertised.peer_address.clone(),
@@ -207,30 +212,22 @@ pub async fn run(
         shared: Arc::clone(&shared),
     });
     let limit = intake::file_bytes_max(settings.store_bytes_max);
-    let receiver = Receiver::new(snapshots.clone(), cluster_id, (store_options, limit));
-    let receiver = matches!(opening, Opening::Ready(_)).then_some(receiver);
-    shared.book.send_replace(Arc::new(book_of(&opening)));
-    let door = peers::Door::new(receiver, Arc::clone(&shared));
-    tokio::spawn(Arc::new(door).accept(peer_endpoint.clone()));
+    let receiver = matches!(opening, Opening::Ready(_))
+        .then(|| Receiver::new(snapshots.clone(), cluster, (store_options, limit)));
+    let source = save::Source { dir: snapshots, rate: settings.transfer_rate };
+    let door = peers::Door::new(receiver, Arc::clone(&shared), keyring.clone());
+    tokio::spawn(Arc::new(door).accept(ports.peer.clone()));
     let clients = Arc::new(Clients {
         shared: Arc::clone(&shared),
         value_bytes_max: settings.value_bytes_max,
-        snapshots: save::Source { dir: snapshots.clone(), rate: settings.transfer_rate },
+        snapshots: source.clone(),
     });
-    tokio::spawn(clients.accept(client_endpoint.clone()));
+    tokio::spawn(clients.accept(ports.client.clone(), keyring));
     let warden = tokio::spawn(warden::run(Arc::clone(&shared)));
     let result = match opening {
         Opening::Ready(opened) => {
-            let source = save::Source { dir: snapshots, rate: settings.transfer_rate };
-            let driver = driver(*opened, settings, shared, links, (source, cluster_id))?;
-            match driver.run(shutdown).await {
-                Ok(()) => Ok(Ended::Stopped),
-                Err(Error::Log(error @ wal::Error::Corrupt(_))) if has_others => {
-                    tracing::error!("{error}: the node starts again, in repair");
-                    Ok(Ended::Again)
-                }
-                Err(error) => Err(error),
-            }
+            let driver = driver(*opened, settings, shared, links, (source, cluster))?;
+            after_run(driver.run(shutdown).await, has_others)
         }
         Opening::Repair(repair) => {
             let ended = repair::run(repair, settings, links, shared, shutdown, ask).await;
@@ -238,15 +235,51 @@ pub async fn run(
         }
     };
     warden.abort();
-    for endpoint in [&peer_endpoint, &client_endpoint] {
-        endpoint.close(0_u32.into(), b"stopping");
-    }
-    let _ = tokio::time::timeout(CLOSE_PATIENCE, async {
-        peer_endpoint.wait_idle().await;
-        client_endpoint.wait_idle().await;
-    })
-    .await;
+    ports.close().await;
     result
+}
+
+/// The node's two ports.
+struct Ports {
+    client: Endpoint,
+    peer: Endpoint,
+}
+
+impl Ports {
+    fn bind(settings: &Settings, credentials: &Credentials) -> Result<Ports, Error> {
+        let secret = credentials.derive_secret(b"quicraft stateless reset");
+        let bind = |kind, address| quic::server_endpoint(kind, address, credentials, Some(secret));
+        let client = bind(PortKind::Client, settings.client_listen)?;
+        let peer = bind(PortKind::Peer, settings.peer_listen)?;
+        Ok(Ports { client, peer })
+    }
+
+    fn by_kind(&self) -> [(PortKind, Endpoint); 2] {
+        [(PortKind::Client, self.client.clone()), (PortKind::Peer, self.peer.clone())]
+    }
+
+    async fn close(&self) {
+        for endpoint in [&self.peer, &self.client] {
+            endpoint.close(0_u32.into(), b"stopping");
+        }
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, async {
+            self.peer.wait_idle().await;
+            self.client.wait_idle().await;
+        })
+        .await;
+    }
+}
+
+/// A log that is damaged while the node runs is mended by a node that starts again.
+fn after_run(ended: Result<(), Error>, has_others: bool) -> Result<Ended, Error> {
+    match ended {
+        Ok(()) => Ok(Ended::Stopped),
+        Err(Error::Log(error @ wal::Error::Corrupt(_))) if has_others => {
+            tracing::error!("{error}: the node starts again, in repair");
+            Ok(Ended::Again)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What connections are judged by until the first turn.

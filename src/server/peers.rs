@@ -1,10 +1,10 @@
 //! What other nodes send: connections are accepted from who says who it is and takes part, and read.
 //!
 //! **Always:** what counts of a message is decided by the table of seats ([`crate::raft::PeerMessage`]): by the core for
-//! its own messages, here for the others. A member has one connection; a newer one takes the place of an older one.
+//! its own messages, here for the others. A member has a few connections; the oldest ends when there are more.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
@@ -21,7 +21,7 @@ use crate::proto::frame::{Frame, FrameKind};
 use crate::proto::limits::{CONTACT_BYTES_MAX, FRAME_BYTES_MAX};
 use crate::proto::peer::PeerHello;
 use crate::proto::{self, Malformed};
-use crate::quic::{self, FrameReader};
+use crate::quic::{self, FrameReader, Keyring};
 use crate::raft::{Contact, Message, NodeId, PeerMessage, Standing};
 use crate::wal::Batch;
 
@@ -30,9 +30,10 @@ pub(super) struct Door {
     /// Takes snapshots in; a node in repair has none.
     receiver: Option<Receiver>,
     shared: Arc<Shared>,
-    /// The newest connection of each member.
-    connections: Mutex<BTreeMap<NodeId, Connection>>,
+    /// The newest connections of each member, oldest first.
+    connections: Mutex<BTreeMap<NodeId, VecDeque<Connection>>>,
     refusals: Refusals,
+    keyring: Keyring,
 }
 
 /// Who speaks on a connection.
@@ -43,9 +44,9 @@ pub(super) struct Speaker {
 }
 
 impl Door {
-    pub(super) fn new(receiver: Option<Receiver>, shared: Arc<Shared>) -> Door {
+    pub(super) fn new(receiver: Option<Receiver>, shared: Arc<Shared>, keyring: Keyring) -> Door {
         let (connections, refusals) = (Mutex::default(), Refusals::default());
-        Door { receiver, shared, connections, refusals }
+        Door { receiver, shared, connections, refusals, keyring }
     }
 
     /// Accepts connections of other members, for as long as the endpoint lives.
@@ -63,7 +64,10 @@ impl Door {
                     }
                 };
                 match identity.who {
-                    Who::Node { name } => door.greet(connection, name).await,
+                    Who::Node { name } => {
+                        let served = door.greet(connection.clone(), name);
+                        quic::while_valid(&connection, &door.keyring, served).await;
+                    }
                     Who::Client { .. } => {}
                 }
             });
@@ -117,21 +121,31 @@ impl Door {
     /// A member speaks: this is its connection from now on, and what it says of its addresses is noted.
     fn welcome(&self, connection: &Connection, speaker: &Speaker) {
         let PeerHello { from, peer_address, client_address, .. } = speaker.hello.clone();
-        if let Some(older) = self.connections().insert(from, connection.clone()) {
-            older.close(REPLACED.into(), b"a newer connection of this node");
+        quic::widen(connection);
+        let mut connections = self.connections();
+        let own = connections.entry(from).or_default();
+        own.push_back(connection.clone());
+        if own.len() > CONNECTIONS_PER_MEMBER_MAX
+            && let Some(oldest) = own.pop_front()
+        {
+            oldest.close(REPLACED.into(), b"newer connections of this node");
         }
+        drop(connections);
         let contact = Contact { name: speaker.name.clone(), peer_address, client_address };
         self.shared.tell(|input| input.announced.push((from, contact)));
     }
 
     fn forget(&self, connection: &Connection, from: NodeId) {
         let mut connections = self.connections();
-        if connections.get(&from).is_some_and(|it| it.stable_id() == connection.stable_id()) {
-            connections.remove(&from);
+        if let Some(own) = connections.get_mut(&from) {
+            own.retain(|other| other.stable_id() != connection.stable_id());
+            if own.is_empty() {
+                connections.remove(&from);
+            }
         }
     }
 
-    fn connections(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Connection>> {
+    fn connections(&self) -> MutexGuard<'_, BTreeMap<NodeId, VecDeque<Connection>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -319,6 +333,9 @@ pub(super) const REMOVED: u32 = 3;
 pub(super) const OTHER_DATA: u32 = 5;
 /// Tells a node that a newer connection took the place of this one.
 const REPLACED: u32 = 7;
+/// Connections of one member: that of its link, the one that takes its place, and tries to connect that are given up. The
+/// oldest ends when there are more.
+const CONNECTIONS_PER_MEMBER_MAX: usize = 8;
 /// How long a new connection may take to say who speaks.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// The greatest entry, and a message's worth of small ones before it.

@@ -127,7 +127,7 @@ fn answer_clients(repair: &Repair, shared: &Shared) {
     let mut replies = Burst::new(shared);
     for request in input.requests {
         let reply = match request.body {
-            RequestBody::Status => Reply::Status(repair.status()),
+            RequestBody::Status => Reply::Status(Box::new(repair.status())),
             RequestBody::Hello => Reply::Hello(repair.hello()),
             _ => Reply::Refused(Refusal::NotLeader { leader: None }),
         };

@@ -144,7 +144,7 @@ const ARENA_BYTES: u64 = 32 << 30;
 const APPEND_BYTES_MAX: u64 = 256 << 10;
 /// Entries in one message between nodes.
 const APPEND_ENTRIES_MAX: usize = 4096;
-/// Bytes on their way to one follower.
-const WINDOW_BYTES_MAX: u64 = 4 << 20;
+/// Bytes on their way to one follower: what a long path holds, and what the disk at its end has not synced yet.
+const WINDOW_BYTES_MAX: u64 = 16 << 20;
 /// Bytes proposed and not committed; above it clients get `Busy`.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;

@@ -2,7 +2,7 @@
 //! that wait for answers. Locked only for moments, never across an await.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -13,7 +13,7 @@ use crate::node::{Book, Input, ReceivedSnapshot, ReplyTo, Request, Sent};
 use crate::pki::Who;
 use crate::proto::client::Doors;
 use crate::proto::peer::{StateHash, Want};
-use crate::quic::{self, IdMap};
+use crate::quic::{self, IdMap, Keyring};
 use crate::raft::{DataId, Index, Message, NodeId, Term};
 use crate::store::Reader;
 use crate::wal::Batch;
@@ -62,6 +62,8 @@ pub(super) struct Shared {
     fetches: Mutex<Vec<Fetch>>,
     /// Writes on their way to the leader; more are refused as `Busy`.
     pub(super) forwards: Arc<Semaphore>,
+    /// The certificates, of which `status` tells.
+    pub(super) keyring: OnceLock<Keyring>,
 }
 
 impl Shared {
@@ -87,6 +89,7 @@ impl Shared {
             busy: AtomicU64::new(0),
             fetches: Mutex::default(),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+            keyring: OnceLock::new(),
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod floods;
 pub mod joiner;
+pub mod relay;
 pub mod workload;
 
 use std::fs::{self, File};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use quicraft::client::{Client, Options, RoleName, Status};
 use quicraft::pki::{Authority, Issue, Role};
+use relay::Relay;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -34,6 +36,8 @@ pub struct Cluster {
     ports: Vec<(u16, u16)>,
     children: Vec<Option<Child>>,
     monitor: Option<Client>,
+    /// Between the nodes, if they do not reach each other without.
+    pub relay: Option<Relay>,
 }
 
 impl Cluster {
@@ -54,6 +58,20 @@ impl Cluster {
         panic!("no cluster started in {START_TRIES} tries");
     }
 
+    /// Starts `n` nodes whose packets to each other go through a relay, and waits for a leader.
+    pub async fn start_behind_relay(n: usize, extra: &str, delay: Duration) -> Self {
+        let mut cluster = Self::prepare_empty(n, extra);
+        let peer_ports: Vec<_> = cluster.ports.iter().map(|&(_, peer)| peer).collect();
+        cluster.relay = Some(Relay::start(&peer_ports, delay));
+        cluster.write_configs();
+        for i in 0..n {
+            assert!(cluster.node_command(i).arg("--init").status().unwrap().success());
+            cluster.spawn(i);
+        }
+        cluster.leader().await;
+        cluster
+    }
+
     /// Makes certificates, configurations and data directories, starts nothing.
     pub fn prepare(n: usize, extra: &str) -> Self {
         let cluster = Self::prepare_empty(n, extra);
@@ -70,7 +88,8 @@ impl Cluster {
         make_certs(&certs, n);
         let ports = free_ports(n);
         let children = (0..n).map(|_| None).collect();
-        let cluster = Self { dir, extra: extra.to_owned(), ports, children, monitor: None };
+        let cluster =
+            Self { dir, extra: extra.to_owned(), ports, children, monitor: None, relay: None };
         cluster.write_configs();
         cluster
     }
@@ -80,6 +99,7 @@ impl Cluster {
         let mut members = String::new();
         for (i, (client, peer)) in self.ports.iter().enumerate() {
             let id = i + 1;
+            let peer = self.relay.as_ref().map_or(*peer, |relay| relay.fronts[i]);
             members.push_str(&format!(
                 "\n[[members]]\nid = {id}\nname = \"n{id}\"\npeer = \"127.0.0.1:{peer}\"\n\
                  client = \"127.0.0.1:{client}\"\n"

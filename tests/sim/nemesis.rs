@@ -126,11 +126,7 @@ impl World {
             Deed::Remove => self.ask_to_remove(anyone),
             Deed::Wipe => self.wipe(target)?,
             Deed::FoundOtherwise => self.found_otherwise(anyone)?,
-            Deed::Forge => {
-                for node in 0..self.cells.len() {
-                    self.forge(node)?;
-                }
-            }
+            Deed::Forge => self.forge_everywhere()?,
         }
         Ok(())
     }

@@ -119,8 +119,13 @@ impl World {
         }
     }
 
+    /// A stranger speaks to every node.
+    pub(crate) fn forge_everywhere(&mut self) -> Result<(), Broken> {
+        (0..self.cells.len()).try_for_each(|node| self.forge(node))
+    }
+
     /// A message of somebody without a seat reaches a node past all judgement of connections: nothing may come of it.
-    pub(crate) fn forge(&mut self, node: usize) -> Result<(), Broken> {
+    fn forge(&mut self, node: usize) -> Result<(), Broken> {
         let Some((id, data, term)) = self.draw_stranger(node) else { return Ok(()) };
         let body = self.draw_body();
         let cell = &mut self.cells[node];

@@ -39,6 +39,11 @@ const LAYOUTS: [Layout; 2] = [
 ];
 const SEEDS: u64 = 12;
 const ASKED: u64 = 40;
+/// Puts that are asked for at once, and their bytes.
+const POURED: u64 = 2048;
+const POURED_BYTES: u64 = 8 << 20;
+/// On the way to one follower.
+const WINDOW_BYTES: u64 = 1 << 20;
 /// What turns, syncs and hand-overs may add.
 const SLACK_US: u64 = 3000;
 /// Answers to this stream are for [`probe`].
@@ -54,8 +59,9 @@ struct Row {
 pub(crate) fn check() -> Result<String, Broken> {
     let mut table = format!("{:14} {:26} {:>9} {:>9} {:>9}\n", "", "ms", "p50", "p99", "at most");
     for layout in &LAYOUTS {
-        let mut rows = ["put", "get", "get by lease", "a put after a kill"]
-            .map(|work| Row { work, seen: Vec::new() });
+        let mut rows =
+            ["put", "get", "get by lease", "a put after a kill", "8 MiB by a window of 1"]
+                .map(|work| Row { work, seen: Vec::new() });
         for seed in 0..SEEDS {
             measure(layout, seed, &mut rows)?;
         }
@@ -77,7 +83,7 @@ pub(crate) fn check() -> Result<String, Broken> {
     Ok(table)
 }
 
-fn measure(layout: &Layout, seed: u64, rows: &mut [Row; 4]) -> Result<(), Broken> {
+fn measure(layout: &Layout, seed: u64, rows: &mut [Row; 5]) -> Result<(), Broken> {
     for leases in [false, true] {
         let mut world = World::new(options(layout, seed, leases))?;
         world.is_calm = true;
@@ -102,11 +108,15 @@ fn measure(layout: &Layout, seed: u64, rows: &mut [Row; 4]) -> Result<(), Broken
             let (row, trip) = if leases { (2, 0) } else { (1, trip) };
             rows[row].seen.push((us, trip, trip + SLACK_US));
         }
+        let us = pour(&mut world, leader, session)?;
+        // One window goes out at once, and each other when one is answered; the entries are longer than the values.
+        let windows = POURED_BYTES / WINDOW_BYTES;
+        rows[4].seen.push((us, (windows - 1) * trip, (windows + 1) * (trip + SLACK_US)));
         world.crash(leader, false);
         let killed = world.now;
         loop {
             let leader = next_leader(&mut world)?;
-            let (_, answer) = probe(&mut world, leader, put(session, ASKED + 1))?;
+            let (_, answer) = probe(&mut world, leader, put(session, ASKED + POURED + 1))?;
             match outcome(&answer) {
                 Some(Outcome::Written { .. }) => break,
                 Some(other) => return Err(format!("the next leader says {other:?}")),
@@ -137,8 +147,8 @@ fn options(layout: &Layout, seed: u64, leases: bool) -> Options {
             election_ticks: layout.election_ticks,
             append_bytes_max: 64 << 10,
             append_entries_max: 64,
-            window_bytes_max: 1 << 20,
-            uncommitted_bytes_max: 1 << 20,
+            window_bytes_max: WINDOW_BYTES,
+            uncommitted_bytes_max: 2 * POURED_BYTES,
             snapshot_log_bytes: u64::MAX,
             lease_ms: if leases { lease_ms } else { 0 },
         },
@@ -180,6 +190,29 @@ fn probe(world: &mut World, node: usize, body: RequestBody) -> Result<(u64, Answ
         }
     }
     Err("a calm cluster does not answer".to_owned())
+}
+
+/// Asks for many puts at once, and gives how long it took until the last was committed.
+fn pour(world: &mut World, node: usize, session: SessionId) -> Result<u64, Broken> {
+    let begun = world.now;
+    let running = world.cells[node].running.as_mut().ok_or("the leader does not run")?;
+    let target = running.node.status().last_log_index + POURED;
+    let value = vec![7; (POURED_BYTES / POURED) as usize];
+    for seq in ASKED + 1..=ASKED + POURED {
+        let op = Op::Put { key: b"key", value: &value };
+        let body = write(&Command::Write { session, seq, answered_below: ASKED + 1, op });
+        let reply_to = ReplyTo { stream: PROBE, request_id: 0 };
+        running.input.requests.push(Request { reply_to, body });
+    }
+    world.wake(node, 0);
+    while world.now < begun + PATIENCE_US {
+        world.step()?;
+        let running = world.cells[node].running.as_ref().ok_or("the leader does not run")?;
+        if running.node.core().hard_state().commit_index.0 >= target {
+            return Ok(world.now - begun);
+        }
+    }
+    Err("a calm cluster does not commit".to_owned())
 }
 
 fn write(command: &Command<'_>) -> RequestBody {

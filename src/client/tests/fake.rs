@@ -199,7 +199,7 @@ impl Node {
             return Some(out);
         }
         if frame.kind == FrameKind::Status {
-            reply(&mut out, id, &Reply::Status(self.status(&shared)));
+            reply(&mut out, id, &Reply::Status(Box::new(self.status(&shared))));
             return Some(out);
         }
         let opens = matches!(decode(&frame.body, "c"), Ok(Command::OpenSession));
@@ -300,6 +300,7 @@ impl Node {
             state_hash: 0,
             peers: Vec::new(),
             doors: Doors::default(),
+            certificates: Vec::new(),
         }
     }
 }
