@@ -88,7 +88,7 @@ async fn watch(cluster: &Cluster, data: u64) -> u64 {
 
 async fn doors(client: &Client) -> Doors {
     let nodes = client.status_all().await;
-    nodes.into_iter().next().unwrap().status.unwrap().doors
+    *nodes.into_iter().next().unwrap().status.unwrap().doors
 }
 
 /// Memory goes back when a flood is over.

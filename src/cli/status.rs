@@ -231,7 +231,7 @@ mod tests {
             oldest_revision: 0,
             state_hash: u64::MAX,
             peers: vec![],
-            doors: Doors::default(),
+            doors: Box::default(),
         };
         let lost = Error::Unreachable { tried: vec![("127.0.0.1:7002".into(), "gone".into())] };
         vec![

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::open::{covered, snapshot_membership};
 use super::{Error, OpenOptions, Opening, open, snapshots_dir};
 use crate::proto::PROTOCOL_VERSION;
-use crate::proto::client::{Doors, HelloReply, MemberInfo, MemberKind, RoleName, Status};
+use crate::proto::client::{HelloReply, MemberInfo, MemberKind, RoleName, Status};
 use crate::proto::peer::{FETCH_BYTES_MAX, Want};
 use crate::raft::{Contact, Membership, NodeId};
 use crate::wal::{Batch, Damaged};
@@ -246,7 +246,7 @@ impl Repair {
             oldest_revision: 0,
             state_hash: 0,
             peers: Vec::new(),
-            doors: Doors::default(),
+            doors: Box::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::reads::{WaitingRead, What};
 use super::{Forward, Input, Node, Output, ReplyTo, Request, RequestBody};
 use crate::proto;
-use crate::proto::client::{Consistency, Doors, HelloReply, PeerStatus, Refusal, RoleName, Status};
+use crate::proto::client::{Consistency, HelloReply, PeerStatus, Refusal, RoleName, Status};
 use crate::proto::command::{Command, Op, key_is_valid};
 use crate::proto::limits::KEY_BYTES_MAX;
 use crate::raft::{EntryKind, Event, Index, NodeId, ReadId, Refused, RoleKind};
@@ -77,12 +77,12 @@ impl Node {
                 }
                 RequestBody::Get { key, consistency, revision } => {
                     let key = self.own_key(key);
-                    if self.waiting_key_bytes + key.len() > WAITING_KEY_BYTES_MAX {
+                    if self.reads.key_bytes + key.len() > WAITING_KEY_BYTES_MAX {
                         let busy = Refusal::Busy { retry_after_ms: BUSY_RETRY_MS };
                         self.answer_later(reply_to, What::Refuse(busy));
                         continue;
                     }
-                    self.waiting_key_bytes += key.len();
+                    self.reads.key_bytes += key.len();
                     (consistency, What::Get(key, revision))
                 }
                 RequestBody::Scan { consistency, revision } => (consistency, What::Scan(revision)),
@@ -101,7 +101,7 @@ impl Node {
         if !reads.is_empty() {
             let id = self.next_read;
             self.next_read = ReadId(id.0 + 1);
-            self.reads.insert(id, reads);
+            self.reads.rounds.insert(id, reads);
             self.step(Event::Read(id), None, output);
         }
     }
@@ -278,7 +278,7 @@ impl Node {
             oldest_revision: self.store.oldest().0,
             state_hash: self.store.state_hash(),
             peers: peers.collect(),
-            doors: Doors::default(),
+            doors: Box::default(),
         }
     }
 }

@@ -267,7 +267,7 @@ pub struct Status {
     /// What the leader knows of the others; empty on the others.
     pub peers: Vec<PeerStatus>,
     /// How its ports fare.
-    pub doors: Doors,
+    pub doors: Box<Doors>,
 }
 
 /// Why a request was refused; each variant says what the client can do.

@@ -55,7 +55,7 @@ impl Replies for Burst<'_> {
         let with_doors;
         let reply = match reply {
             Reply::Status(status) => {
-                let doors = self.shared.doors();
+                let doors = Box::new(self.shared.doors());
                 with_doors = Reply::Status(Status { doors, ..status.clone() });
                 &with_doors
             }

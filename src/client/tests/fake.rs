@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::pki::{Authority, Credentials, Issue, Role};
 use crate::proto::client::{
-    Doors, Get, HelloReply, MemberInfo, Refusal, Reply, RoleName, Row, Scan, ScanMode, Status,
+    Get, HelloReply, MemberInfo, Refusal, Reply, RoleName, Row, Scan, ScanMode, Status,
 };
 use crate::proto::command::{Command, Op, Outcome, SessionId};
 use crate::proto::frame::{Frame, FrameKind, encode_frame};
@@ -299,7 +299,7 @@ impl Node {
             oldest_revision: 0,
             state_hash: 0,
             peers: Vec::new(),
-            doors: Doors::default(),
+            doors: Box::default(),
         }
     }
 }
