@@ -135,11 +135,8 @@ impl Clients {
                 Ok(true) => {}
                 Ok(false) => {
                     shared.end_stream(stream);
-                    if let Look::Ended(_) =
-                        shared.until_answered(stream, &writer, account, &attention).await
-                    {
-                        shared.drop_stream(stream);
-                    }
+                    shared.until_answered(stream, &writer, account, &attention).await;
+                    shared.drop_stream(stream);
                     return Ok(());
                 }
                 Err(error) => {
