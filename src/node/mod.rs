@@ -52,7 +52,7 @@ use crate::wal::{self, Batch, BatchBuilder, Entry, Log, Ordinal, Room};
 use agreement::Agreement;
 use members::WaitingChange;
 use own::LogTime;
-use reads::WaitingRead;
+use reads::{Reads, WaitingRead};
 use requests::{Growth, Proposal};
 
 /// What clients are told about this node and its cluster, and its limits.
@@ -96,10 +96,8 @@ pub struct Node {
     /// What those may add to the store.
     growth: Growth,
     next_read: ReadId,
-    /// Bytes of the keys of gets that wait.
-    waiting_key_bytes: usize,
     /// Reads that wait for an index.
-    reads: BTreeMap<ReadId, Vec<WaitingRead>>,
+    reads: Reads,
     /// Reads that wait for the store to reach their index.
     ready: Vec<(Index, Vec<WaitingRead>)>,
     /// Changes of the membership that are not yet done.
@@ -232,7 +230,7 @@ impl Node {
         output.send_snapshots.append(&mut effects.send_snapshots);
         output.contradictions.append(&mut effects.contradictions);
         for (id, index) in effects.reads.drain(..) {
-            if let Some(waiting) = self.reads.remove(&id) {
+            if let Some(waiting) = self.reads.rounds.remove(&id) {
                 self.ready.push((index, waiting));
             }
         }

@@ -1,5 +1,7 @@
 //! Reads that wait: for their index, and then for room for their answer.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::{Node, Replies, ReplyTo, RequestBody};
@@ -12,6 +14,14 @@ use crate::store::Reader;
 pub(super) struct WaitingRead {
     pub(super) reply_to: ReplyTo,
     pub(super) what: What,
+}
+
+/// All reads that wait for a round of heartbeats, and what they take.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    pub(super) rounds: BTreeMap<ReadId, Vec<WaitingRead>>,
+    /// Bytes of the keys of gets, also of those whose round is over.
+    pub(super) key_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -53,13 +63,13 @@ impl Node {
     /// The key of a get. While reads wait for long, since there is no majority, it does not share the buffer that it
     /// arrived in, of which it may be a small part.
     pub(super) fn own_key(&self, key: Bytes) -> Bytes {
-        if self.reads.len() < READ_ROUNDS_USUAL { key } else { Bytes::copy_from_slice(&key) }
+        if self.reads.rounds.len() < READ_ROUNDS_USUAL { key } else { Bytes::copy_from_slice(&key) }
     }
 
     pub(super) fn refuse_read(&mut self, id: ReadId) {
         let leader = self.raft.leader().map(|NodeId(id)| id);
-        for read in self.reads.remove(&id).unwrap_or_default() {
-            self.waiting_key_bytes -= read.what.key_bytes();
+        for read in self.reads.rounds.remove(&id).unwrap_or_default() {
+            self.reads.key_bytes -= read.what.key_bytes();
             self.answer_later(read.reply_to, What::Refuse(Refusal::NotLeader { leader }));
         }
     }
@@ -90,7 +100,7 @@ impl Node {
             self.snapshots.quiet_ticks = 0;
         }
         for WaitingRead { reply_to, what } in now.into_iter().flat_map(|(_, reads)| reads) {
-            self.waiting_key_bytes -= what.key_bytes();
+            self.reads.key_bytes -= what.key_bytes();
             if !replies.has_room(reply_to)
                 && let Some(body) = what.again()
             {

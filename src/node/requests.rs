@@ -81,12 +81,12 @@ impl Node {
                 }
                 RequestBody::Get { key, consistency, revision } => {
                     let key = self.own_key(key);
-                    if self.waiting_key_bytes + key.len() > WAITING_KEY_BYTES_MAX {
+                    if self.reads.key_bytes + key.len() > WAITING_KEY_BYTES_MAX {
                         let busy = Refusal::Busy { retry_after_ms: BUSY_RETRY_MS };
                         self.answer_later(reply_to, What::Refuse(busy));
                         continue;
                     }
-                    self.waiting_key_bytes += key.len();
+                    self.reads.key_bytes += key.len();
                     (consistency, What::Get(key, revision))
                 }
                 RequestBody::Scan { consistency, revision } => (consistency, What::Scan(revision)),
@@ -105,7 +105,7 @@ impl Node {
         if !reads.is_empty() {
             let id = self.next_read;
             self.next_read = ReadId(id.0 + 1);
-            self.reads.insert(id, reads);
+            self.reads.rounds.insert(id, reads);
             self.step(Event::Read(id), None, output);
         }
     }

@@ -142,6 +142,17 @@ impl FrameWriter {
         self.handles.shared.lock().map_or(0, |queue| queue.queued_bytes)
     }
 
+    /// Bytes that may be queued until so many are; none when nothing more is sent on this stream.
+    pub fn room_bytes(&self, limit_bytes: usize) -> usize {
+        let queue = self.handles.shared.lock().filter(|queue| !queue.is_closed);
+        queue.map_or(0, |queue| limit_bytes.saturating_sub(queue.queued_bytes))
+    }
+
+    /// Whether nothing more is sent on this stream.
+    pub fn is_closed(&self) -> bool {
+        self.handles.shared.is_closed()
+    }
+
     /// Bytes that QUIC has taken since the beginning: a number that stays means that the other side reads nothing.
     pub fn taken_bytes(&self) -> u64 {
         self.handles.shared.lock().map_or(0, |queue| queue.taken_bytes)
@@ -161,11 +172,6 @@ impl FrameWriter {
             }
             rung.await;
         }
-    }
-
-    /// Waits until nothing more is sent on this stream.
-    pub async fn closed(&self) {
-        self.room(0).await;
     }
 
     /// Ends the stream at once: what is queued is dropped, and the other side hears the code.

@@ -136,7 +136,7 @@ impl Window {
         let left = NODE_WINDOW_BYTES_MAX.saturating_sub(all.load(Ordering::Relaxed));
         // Nobody takes more than is left for others.
         let own_left = WINDOW_BYTES_MAX.min(left).saturating_sub(own.load(Ordering::Relaxed));
-        let may = (own_left / 4).min(left / 8);
+        let may = (own_left / 8).min(left / 8);
         let most = CONNECTION_WINDOW_BYTES_MAX - CONNECTION_WINDOW_BYTES_MIN;
         let more = most.saturating_sub(self.extra).min(may);
         if more < CONNECTION_WINDOW_BYTES_MIN {
@@ -181,10 +181,11 @@ const NODE_REQUESTS_MAX: usize = 262_144;
 const CONNECTION_WINDOW_BYTES_MAX: usize = 2 << 20;
 /// What each connection has anyway, and before its other side has shown a certificate: a few large datagrams.
 const CONNECTION_WINDOW_BYTES_MIN: usize = crate::quic::CLIENT_WINDOW_BYTES_MIN as usize;
-/// Windows of one principal beyond that. QUIC may hold two and a half times as much of what comes out of order.
-const WINDOW_BYTES_MAX: usize = 8 << 20;
+/// Windows of one principal beyond that: 16 connections have 256 kB each, with less of which QUIC announces every few
+/// batches that it may be sent more. It may hold two and a half times as much of what comes out of order.
+const WINDOW_BYTES_MAX: usize = 16 << 20;
 /// Of all principals.
-const NODE_WINDOW_BYTES_MAX: usize = 24 << 20;
+const NODE_WINDOW_BYTES_MAX: usize = 32 << 20;
 
 // One value more than the limit is on its way at most, and one request.
 const _: () = assert!(VALUE_BYTES_CEILING <= 64 << 20);

@@ -30,6 +30,13 @@ struct Caller {
     account: Arc<Account>,
 }
 
+impl Caller {
+    /// Where long answers go.
+    fn sink(&self, writer: &FrameWriter) -> scan::Sink {
+        scan::Sink { writer: writer.clone(), replies: Arc::clone(&self.account.replies) }
+    }
+}
+
 /// What every connection needs.
 pub(super) struct Clients {
     pub(super) shared: Arc<Shared>,
@@ -143,11 +150,8 @@ impl Clients {
                 Ok(true) => {}
                 Ok(false) => {
                     shared.end_stream(stream);
-                    if let Look::Ended(_) =
-                        shared.until_answered(stream, &writer, account, &attention).await
-                    {
-                        shared.drop_stream(stream);
-                    }
+                    shared.until_answered(stream, &writer, account, &attention).await;
+                    shared.drop_stream(stream);
                     return Ok(());
                 }
                 Err(error) => {
@@ -235,10 +239,7 @@ impl Clients {
                 let Some(ready) = self.shared.wait_for_scan(reply_to.stream) else {
                     return Err(invalid("a scan needs a stream of its own".to_owned()));
                 };
-                let sink = scan::Sink {
-                    writer: writer.clone(),
-                    replies: Arc::clone(&caller.account.replies),
-                };
+                let sink = caller.sink(writer);
                 tokio::spawn(scan::run(plan, ready, sink, Arc::clone(&self.shared)));
                 Ok(RequestBody::Scan { consistency, revision })
             }
@@ -247,10 +248,7 @@ impl Clients {
                     return Err(invalid("a save needs a stream of its own".to_owned()));
                 };
                 let (shared, source) = (Arc::clone(&self.shared), self.snapshots.clone());
-                let sink = scan::Sink {
-                    writer: writer.clone(),
-                    replies: Arc::clone(&caller.account.replies),
-                };
+                let sink = caller.sink(writer);
                 tokio::spawn(save::run(reply_to, ready, sink, shared, source));
                 Ok(RequestBody::Save)
             }

@@ -44,6 +44,8 @@ struct Places {
     proven: usize,
     /// Begun within this second.
     begun: usize,
+    /// Told within this second to show their address.
+    retried: usize,
 }
 
 /// What becomes of a handshake.
@@ -132,9 +134,9 @@ impl State {
     fn judge(&mut self, address: IpAddr, is_proven: bool, now: Instant) -> Verdict {
         if self.second.is_none_or(|begun| now.duration_since(begun) >= Duration::from_secs(1)) {
             self.second = Some(now);
-            self.half_open.begun = 0;
+            (self.half_open.begun, self.half_open.retried) = (0, 0);
             self.by_address.retain(|_, places| {
-                places.begun = 0;
+                (places.begun, places.retried) = (0, 0);
                 places.unproven + places.proven > 0
             });
         }
@@ -146,7 +148,12 @@ impl State {
             if is_full || is_crowded { Verdict::Ignore } else { Verdict::Admit }
         } else {
             let is_full = all.unproven >= UNPROVEN_MAX || own.unproven >= UNPROVEN_PER_ADDRESS_MAX;
-            if is_full || is_crowded { Verdict::Retry } else { Verdict::Admit }
+            let is_flood = all.retried >= RETRIED_MAX || own.retried >= RETRIED_PER_ADDRESS_MAX;
+            match (is_full || is_crowded, is_flood) {
+                (false, _) => Verdict::Admit,
+                (true, false) => Verdict::Retry,
+                (true, true) => Verdict::Ignore,
+            }
         };
         match verdict {
             Verdict::Admit => {
@@ -155,7 +162,12 @@ impl State {
                     *places.of(is_proven) += 1;
                 }
             }
-            Verdict::Retry => self.door.retried += 1,
+            Verdict::Retry => {
+                for places in [&mut self.half_open, self.by_address.entry(address).or_default()] {
+                    places.retried += 1;
+                }
+                self.door.retried += 1;
+            }
             Verdict::Ignore => self.door.ignored += 1,
         }
         verdict
@@ -244,6 +256,11 @@ const PROVEN_PER_ADDRESS_MAX: usize = 64;
 const BEGUN_MAX: usize = 400;
 /// The same of one address.
 const BEGUN_PER_ADDRESS_MAX: usize = 200;
+/// Handshakes that are told in one second to show their address, a twelfth of a processor: that costs no memory, but a
+/// datagram and its encryption each.
+const RETRIED_MAX: usize = 8000;
+/// The same of one address.
+const RETRIED_PER_ADDRESS_MAX: usize = 2000;
 
 #[cfg(test)]
 mod tests {
@@ -269,6 +286,19 @@ mod tests {
         }
         assert_eq!(state.judge(address(200), false, now), Verdict::Retry);
         assert_eq!((state.door.retried, state.door.ignored), (2, 0));
+    }
+
+    #[test]
+    fn a_flood_of_first_packets_is_answered_only_so_often() {
+        let (mut state, now) = (State::default(), Instant::now());
+        for _ in 0..10_000 {
+            state.judge(address(1), false, now);
+        }
+        assert_eq!(state.door.retried, RETRIED_PER_ADDRESS_MAX as u64);
+        state.half_open.unproven = UNPROVEN_MAX;
+        assert_eq!(state.judge(address(2), false, now), Verdict::Retry, "another address");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(state.judge(address(1), false, later), Verdict::Retry);
     }
 
     #[test]

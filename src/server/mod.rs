@@ -5,7 +5,8 @@
 //! what a turn sends and answers goes into the buffers of the streams, each written at once.
 //!
 //! **What always holds.** Every queue has a bound and a rule: peers are held back, clients get `Busy`,
-//! a client that does not read its answers loses its stream. Nobody gets here without a certificate of
+//! a client that does not read its answers is not read either, and loses its stream after a while (`streams`).
+//! `budget` has what one principal may hold, `gate` the places of a port. Nobody gets here without a certificate of
 //! the cluster's CA; `authorise` is the only place where rights are decided.
 //!
 //! A client that asks a node which does not lead is told who does; `forward` hands its write on if it cannot

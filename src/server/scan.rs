@@ -76,7 +76,7 @@ impl Sink {
             tokio::select! {
                 () = self.replies.room() => {}
                 // The other half of what to wait for is that the client is gone.
-                () = self.writer.closed() => return Err(PushError::Closed),
+                () = self.writer.room(0) => return Err(PushError::Closed),
             }
         }
         Ok(())

@@ -60,7 +60,7 @@ pub(super) enum Look {
     Asked,
     /// It ends, with this code.
     Ended(u32),
-    /// It is not there any more.
+    /// It is not there any more, or takes no answers.
     Gone,
 }
 
@@ -77,8 +77,7 @@ impl Stream {
     }
 
     fn room_bytes(&self) -> usize {
-        let queued = self.writer.queued_bytes();
-        STREAM_REPLY_BYTES.saturating_sub(queued).min(self.account.replies.room_bytes())
+        self.writer.room_bytes(STREAM_REPLY_BYTES).min(self.account.replies.room_bytes())
     }
 
     /// It is not in the table any more.
@@ -133,6 +132,9 @@ impl Shared {
         let Some(stream) = streams.get_mut(&id) else { return Look::Gone };
         if let Some(code) = stream.ended {
             return Look::Ended(code);
+        }
+        if stream.writer.is_closed() {
+            return Look::Gone;
         }
         if stream.asked_again > 0 {
             return Look::Asked;

@@ -40,9 +40,11 @@ const OWNER: Principal = Principal(7);
 #[tokio::test]
 async fn a_read_without_room_is_a_question_until_there_is_room() {
     let shared = Shared::new(NodeId(1), DataId(1));
-    let (id, writer, driver) = stream(&shared, true);
+    let (id, writer, _driver) = stream(&shared, true);
+    let account = shared.accounts.of("a");
     ask(&shared, id, 2);
-    fill(&writer);
+    // Other streams of the same principal wait.
+    account.replies.add(16 << 20);
     assert_eq!(shared.look_at(id), Look::Crowded);
     {
         let mut burst = Burst::new(&shared);
@@ -53,12 +55,9 @@ async fn a_read_without_room_is_a_question_until_there_is_room() {
         }
     }
     assert_eq!(shared.doors().held_reads, 2);
-    let queued = writer.queued_bytes();
-    assert_eq!(queued, STREAM_REPLY_BYTES, "nothing more was encoded");
-    // The client takes what is there.
-    let account = shared.accounts.of("a");
-    drop(driver);
-    assert_eq!((writer.queued_bytes(), account.replies.bytes()), (0, 0));
+    assert_eq!(writer.queued_bytes(), 0, "nothing was encoded");
+    // They are taken.
+    account.replies.remove(16 << 20);
     assert_eq!(shared.look_at(id), Look::Asked);
     let mut input = Input::default();
     shared.take_input(&mut input);
@@ -67,6 +66,16 @@ async fn a_read_without_room_is_a_question_until_there_is_room() {
     assert!(matches!(input.requests[0].body, RequestBody::Get { revision: Some(7), .. }));
     assert_eq!((shared.doors().held_reads, account.held.bytes()), (0, 0));
     assert_eq!(shared.look_at(id), Look::Asked, "their answers are awaited first");
+}
+
+#[tokio::test]
+async fn nothing_is_encoded_for_a_stream_that_takes_nothing_any_more() {
+    let shared = Shared::new(NodeId(1), DataId(1));
+    let (id, writer, driver) = stream(&shared, true);
+    fill(&writer);
+    drop(driver);
+    assert_eq!((writer.queued_bytes(), shared.accounts.replies.bytes()), (0, 0));
+    assert_eq!((shared.room_bytes(id), shared.look_at(id)), (0, Look::Gone));
 }
 
 #[tokio::test]
