@@ -240,12 +240,12 @@ fn ready(
     });
     let raft = Raft::new(options.raft, Restored { hard_state, base, membership }, entries);
     let (store_bytes, oldest) = (store.bytes(), store.oldest());
-    let log_time = LogTime::opened(store.time_ms());
     let snapshots = Snapshots { newest, log_bytes, store_bytes, oldest, ..Snapshots::default() };
     let node = Node {
         about: options.about,
         raft,
         log,
+        log_time: LogTime::opened(store.time_ms()),
         store,
         writes: VecDeque::new(),
         proposals: VecDeque::new(),
@@ -257,7 +257,6 @@ fn ready(
         announcements: 0,
         snapshots,
         agreement: Agreement::default(),
-        log_time,
         room: wal::Room::Ample,
         hands_on: false,
     };

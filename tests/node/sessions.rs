@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use quicraft::node::RequestBody;
+use quicraft::proto;
 use quicraft::proto::command::{Command, Op, Outcome, Principal, SessionId, decode_entry};
 use quicraft::proto::limits::SESSION_IDLE_MS_MAX;
 use quicraft::raft::{EntryKind, Index};
@@ -15,6 +17,17 @@ fn delete(session: SessionId, seq: u64) -> Command<'static> {
 }
 
 impl Cluster {
+    pub(crate) fn ask_write_as(
+        &mut self,
+        node: usize,
+        owner: Principal,
+        command: &Command<'_>,
+    ) -> u64 {
+        let mut bytes = Vec::new();
+        proto::encode(command, &mut bytes);
+        self.ask(node, RequestBody::Write { owner, command: bytes.into() })
+    }
+
     fn write_as(&mut self, node: usize, owner: Principal, command: &Command<'_>) -> Outcome {
         let request = self.ask_write_as(node, owner, command);
         match self.wait(node, request) {
