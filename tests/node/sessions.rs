@@ -185,6 +185,45 @@ fn a_leader_counts_on_from_the_newest_clock_entry() {
     assert!(moved <= passed && moved >= passed / 8 * 6, "{moved} of {passed} ms");
 }
 
+/// The clock entries that it missed are in the snapshot only, also after another start.
+#[test]
+fn a_leader_counts_on_from_the_snapshot_that_it_got() {
+    for restarts in [false, true] {
+        let mut cluster = Cluster::with_snapshots_every(3, 20_000);
+        let first = cluster.elect();
+        let (late, third) = ((first + 1) % 3, (first + 2) % 3);
+        let (session, mut seq) = (cluster.open_session(first), 0);
+        cluster.seconds(first, session, 5, &mut seq);
+        cluster.crash(late);
+        cluster.now_ms += 100_000;
+        cluster.seconds(first, session, 1, &mut seq);
+        let before = cluster.log_time_ms(first);
+        let value = vec![0; 500];
+        for _ in 0..300 {
+            seq += 1;
+            let op = Op::Put { key: b"k", value: &value };
+            cluster.write(first, &Command::Write { session, seq, answered_below: seq, op });
+        }
+        cluster.start(late);
+        cluster.expect_equal_states();
+        assert!(cluster.snapshots_sent > 0, "it caught up without a snapshot");
+        if restarts {
+            cluster.crash(late);
+            cluster.start(late);
+            cluster.expect_equal_states();
+        }
+        cluster.ahead_ms = vec![DAY_MS; 3];
+        // Only the late one is left to take over.
+        cluster.crash(third);
+        cluster.cells[first].input.transfer = true;
+        cluster.run(50);
+        assert_eq!(cluster.elect(), late);
+        cluster.seconds(late, session, 2, &mut seq);
+        let moved = cluster.log_time_ms(late) - before;
+        assert!((1750..=2250).contains(&moved), "the log's time moved by {moved} ms in 2 s");
+    }
+}
+
 #[test]
 fn unanswered_outcomes_take_room_of_the_store() {
     let mut cluster = Cluster::new(1);
