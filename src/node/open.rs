@@ -262,6 +262,7 @@ fn assemble(
         about,
         raft,
         log,
+        log_time: LogTime::opened(store.time_ms()),
         store,
         writes: VecDeque::new(),
         proposals: VecDeque::new(),
@@ -274,7 +275,6 @@ fn assemble(
         announcements: 0,
         snapshots,
         agreement: Agreement::default(),
-        log_time,
         room: wal::Room::Ample,
         hands_on: false,
     }

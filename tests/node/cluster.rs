@@ -52,8 +52,6 @@ pub(crate) fn disk(disk: &MemDisk) -> Arc<dyn Disk> {
     Arc::new(disk.clone())
 }
 
-/// Whose sessions these are.
-const OWNER: Principal = Principal(1);
 pub(crate) const CLUSTER: [u8; 16] = *b"cluster of tests";
 pub(crate) const STORE: store::Options = store::Options { arena_bytes: 256 << 20, hash_seed: 7 };
 
@@ -291,7 +289,7 @@ impl Cluster {
         self.cells[to].input.messages.push(decoded);
     }
 
-    fn ask(&mut self, node: usize, body: RequestBody) -> u64 {
+    pub(crate) fn ask(&mut self, node: usize, body: RequestBody) -> u64 {
         let request_id = self.next_request;
         self.next_request += 1;
         let reply_to = ReplyTo { stream: 0, request_id };
@@ -300,18 +298,7 @@ impl Cluster {
     }
 
     pub(crate) fn ask_write(&mut self, node: usize, command: &Command<'_>) -> u64 {
-        self.ask_write_as(node, OWNER, command)
-    }
-
-    pub(crate) fn ask_write_as(
-        &mut self,
-        node: usize,
-        owner: Principal,
-        command: &Command<'_>,
-    ) -> u64 {
-        let mut bytes = Vec::new();
-        proto::encode(command, &mut bytes);
-        self.ask(node, RequestBody::Write { owner, command: bytes.into() })
+        self.ask_write_as(node, Principal(1), command)
     }
 
     pub(crate) fn ask_get(&mut self, node: usize, key: &str) -> u64 {

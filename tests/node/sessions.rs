@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use quicraft::node::RequestBody;
+use quicraft::proto;
 use quicraft::proto::command::{Command, Op, Outcome, Principal, SessionId, decode_entry};
 use quicraft::proto::limits::SESSION_IDLE_MS_MAX;
 use quicraft::raft::{EntryKind, Index};
@@ -16,6 +18,17 @@ fn delete(session: SessionId, seq: u64) -> Command<'static> {
 }
 
 impl Cluster {
+    pub(crate) fn ask_write_as(
+        &mut self,
+        node: usize,
+        owner: Principal,
+        command: &Command<'_>,
+    ) -> u64 {
+        let mut bytes = Vec::new();
+        proto::encode(command, &mut bytes);
+        self.ask(node, RequestBody::Write { owner, command: bytes.into() })
+    }
+
     fn write_as(&mut self, node: usize, owner: Principal, command: &Command<'_>) -> Outcome {
         let request = self.ask_write_as(node, owner, command);
         match self.wait(node, request) {
@@ -171,6 +184,45 @@ fn a_leader_counts_on_from_the_newest_clock_entry() {
     cluster.seconds(next, session, 4, &mut seq);
     let (moved, passed) = (cluster.log_time_ms(next) - before.0, cluster.now_ms - before.1);
     assert!(moved <= passed && moved >= passed / 8 * 6, "{moved} of {passed} ms");
+}
+
+/// The clock entries that it missed are in the snapshot only, also after another start.
+#[test]
+fn a_leader_counts_on_from_the_snapshot_that_it_got() {
+    for restarts in [false, true] {
+        let mut cluster = Cluster::with_snapshots_every(3, 20_000);
+        let first = cluster.elect();
+        let (late, third) = ((first + 1) % 3, (first + 2) % 3);
+        let (session, mut seq) = (cluster.open_session(first), 0);
+        cluster.seconds(first, session, 5, &mut seq);
+        cluster.crash(late);
+        cluster.now_ms += 100_000;
+        cluster.seconds(first, session, 1, &mut seq);
+        let before = cluster.log_time_ms(first);
+        let value = vec![0; 500];
+        for _ in 0..300 {
+            seq += 1;
+            let op = Op::Put { key: b"k", value: &value };
+            cluster.write(first, &Command::Write { session, seq, answered_below: seq, op });
+        }
+        cluster.start(late);
+        cluster.expect_equal_states();
+        assert!(cluster.snapshots_sent > 0, "it caught up without a snapshot");
+        if restarts {
+            cluster.crash(late);
+            cluster.start(late);
+            cluster.expect_equal_states();
+        }
+        cluster.ahead_ms = vec![DAY_MS; 3];
+        // Only the late one is left to take over.
+        cluster.crash(third);
+        cluster.cells[first].input.transfer = true;
+        cluster.run(50);
+        assert_eq!(cluster.elect(), late);
+        cluster.seconds(late, session, 2, &mut seq);
+        let moved = cluster.log_time_ms(late) - before;
+        assert!((1750..=2250).contains(&moved), "the log's time moved by {moved} ms in 2 s");
+    }
 }
 
 #[test]
