@@ -90,7 +90,7 @@ async fn doors(client: &Client) -> Doors {
     // A build without optimisation needs a while for long values.
     until("an answer", async || {
         let node = client.status_all().await.into_iter().next()?;
-        Some(*node.status.ok()?.doors)
+        Some(node.status.ok()?.doors)
     })
     .await
 }
