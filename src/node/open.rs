@@ -257,7 +257,6 @@ fn assemble(
     snapshots: Snapshots,
     next_read: ReadId,
 ) -> Node {
-    let log_time = LogTime::opened(store.time_ms());
     Node {
         about,
         raft,
