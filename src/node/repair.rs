@@ -161,6 +161,11 @@ impl Repair {
         self.lost.clone().into_iter().chain(damages.map(ToString::to_string)).collect()
     }
 
+    /// The others do not take part in it: a new member must take this node's place.
+    pub fn lose(&mut self, why: String) {
+        self.lost.get_or_insert(why);
+    }
+
     /// How many entries are still wanted.
     pub fn wanted_entries(&self) -> u64 {
         let gaps = self.log.iter().flat_map(Damaged::wanted);

@@ -12,7 +12,7 @@ use super::answers::Burst;
 use super::joined::Joined;
 use super::joining::{self, Ask, Succession};
 use super::links::Links;
-use super::shared::Shared;
+use super::shared::{Ending, Shared};
 use super::{Error, Settings, fetch};
 use crate::node::{Input, Outcome, Repair, Replies, RequestBody};
 use crate::proto::client::{Refusal, Reply};
@@ -71,8 +71,12 @@ pub(super) async fn run(
             },
             () = &mut *shutdown => return Ok(Ended::Stopped),
         }
-        if let Some(ending) = shared.ending() {
-            return Err(ending.into());
+        match shared.ending() {
+            Some(Ending::OtherData { by }) => repair.lose(format!(
+                "not even the number of the data directory can be read: {by} knows another one"
+            )),
+            Some(ending @ Ending::Removed { .. }) => return Err(ending.into()),
+            None => {}
         }
         answer_clients(&repair, &shared);
         shared.answer_fetches(|want| repair.fetch(want));
