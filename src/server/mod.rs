@@ -344,7 +344,7 @@ fn after_repair(
         repair::Ended::Replaced(joined) => {
             let id = joined.id.unwrap_or_default();
             joining::replace(settings, credentials, joined)?;
-            tracing::warn!("starts again as a new member, with id {id}");
+            tracing::warn!("starts again as the new member {id}");
             Ok(Ended::Again)
         }
     }

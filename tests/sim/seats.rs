@@ -128,13 +128,14 @@ impl World {
     fn forge(&mut self, node: usize) -> Result<(), Broken> {
         let Some((id, data, term)) = self.draw_stranger(node) else { return Ok(()) };
         let body = self.draw_body();
-        let cell = &mut self.cells[node];
-        let Some(running) = &mut cell.running else { return Ok(()) };
+        let (wall_ms, now_ms) = (self.cells[node].wall_ms, self.now / 1000);
+        let Some(running) = &mut self.cells[node].running else { return Ok(()) };
         let to = running.node.core().id();
         let message = Message { from: id, data, to, term, body };
         let mut output = Output::default();
         // What the node would do anyway comes first.
-        running.node.step_in(&mut Input::default(), &mut output);
+        let idle = || Input { now_ms: wall_ms, clock_ms: now_ms, ..Input::default() };
+        running.node.step_in(&mut idle(), &mut output);
         running.work.append(&mut output.log_work);
         let picture = |node: &quicraft::node::Node| {
             let core = node.core();
@@ -143,7 +144,7 @@ impl World {
         };
         let before = picture(&running.node);
         let mut forged = Output::default();
-        let mut input = Input { messages: vec![(message.clone(), None)], ..Input::default() };
+        let mut input = Input { messages: vec![(message.clone(), None)], ..idle() };
         running.node.step_in(&mut input, &mut forged);
         let after = picture(&running.node);
         let is_silent = forged.messages.is_empty()
