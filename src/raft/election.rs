@@ -36,7 +36,12 @@ impl Raft {
         let committed = &self.log.membership_at(self.hard.commit_index).membership;
         let own = self.config.id;
         let may_run = self.log.membership().is_voter(own) || committed.is_voter(own);
-        if self.election_elapsed < self.election_timeout || !may_run || self.is_unseated() {
+        if self.election_elapsed < self.election_timeout {
+            return;
+        }
+        if !may_run || self.is_unseated() {
+            // A node that kept the leader it lost would never ask the others for the members of today.
+            self.become_follower(self.hard.term, None);
             return;
         }
         if self.durability.is_hung(self.config.election_ticks) {
