@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::{Connection, SendStream};
 use tokio::time::timeout;
 
-use super::links::{Common, resolve};
+use super::dialler::{Common, resolve};
 use super::shared::{Ending, Shared};
 use super::snapshots::Frames;
 use crate::node::Book;

@@ -3,7 +3,7 @@
 use quicraft::raft::{Body, DataId, EntryMeta, Event, Index, Message, Payload, Term};
 
 use crate::cluster::Cluster;
-use crate::script::Command;
+use crate::command::Command;
 
 /// A message that nobody sent, from one node to another.
 pub(crate) fn forge(cluster: &mut Cluster, command: &Command) {

@@ -5,6 +5,7 @@
 
 mod checks;
 mod cluster;
+mod command;
 mod dice;
 mod forge;
 mod links;
