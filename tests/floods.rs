@@ -191,7 +191,10 @@ async fn handshakes_that_are_not_finished_take_few_places_and_keep_nobody_out() 
     honest.end().await;
     let doors = doors(&client).await;
     assert!((1..=5).contains(&most), "{most} half-open: {doors:?}");
-    assert!(doors.client.retried > 400 && doors.peer.retried > 400, "{doors:?}");
+    // Handshakes in another protocol fail at once on the peers' port, which gives their places back.
+    let answered_by_peers = doors.peer.retried + doors.peer.failed;
+    assert!(doors.client.retried > 400 && answered_by_peers > 400, "{doors:?}");
+    assert!(doors.peer.half_open <= 5, "{doors:?}");
     let took = memory(&cluster, 0).saturating_sub(data);
     assert!(took < 64 << 20, "{} MiB", took >> 20);
 }
