@@ -20,8 +20,6 @@
 //! others may read is refused. The parser of identities is total and strict: one spelling per identity.
 //!
 //! *What is left out.* Revocation lists, and the check of the key file's owner.
-//!
-//! *Where to read more.* `facts/quic.md` section 4, `facts/reliability.md` section 5.1.
 
 #[cfg(feature = "server")]
 mod authority;

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, ConnectionError, Endpoint, Incoming, TokioRuntime};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, Runtime, TokioRuntime};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
+use super::sieve::Sieve;
 use super::{Disconnect, Error, PortKind, explain, tls, transport};
 use crate::pki::{Certificate, Credentials, Identity, Problem, node_dns_name};
 
@@ -149,9 +150,14 @@ fn open(
     secret: Option<[u8; 32]>,
 ) -> Result<Endpoint, Error> {
     let socket = transport::bind(addr, server.is_some())?;
-    let config = transport::endpoint(secret)?;
-    Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
-        .map_err(|source| Error::Bind { addr, source })
+    let config = transport::endpoint(secret.as_ref())?;
+    let runtime = Arc::new(TokioRuntime);
+    let failed = |source| Error::Bind { addr, source };
+    let mut socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
+    if let Some(secret) = &secret {
+        socket = Arc::new(Sieve::new(socket, transport::id_key(secret)));
+    }
+    Endpoint::new_with_abstract_socket(config, server, socket, runtime).map_err(failed)
 }
 
 async fn dial_as(

@@ -14,8 +14,6 @@
 //! *What is left out.* What frames mean, who leads, reconnecting. Revocation lists. A dialler is told "connected" when
 //! *it* is satisfied: in TLS 1.3 the other side judges our certificate later, so a connection is good only when the
 //! first answer on it has come; a refusal shows as the error of that read, see [`explain()`].
-//!
-//! *Where to read more.* `facts/quic.md` sections 2, 4 and 5, `facts/reliability.md` section 5.
 
 mod congestion;
 mod endpoint;
@@ -24,6 +22,7 @@ mod ids;
 mod keyring;
 mod meter;
 mod reader;
+mod sieve;
 #[cfg(test)]
 #[cfg(feature = "server")]
 mod tests;

@@ -1,4 +1,4 @@
-//! Numbers of the QUIC transport, per port, each with its reason in `facts/quic.md` section 5.
+//! Numbers of the QUIC transport, per port.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -90,7 +90,7 @@ pub fn widen(connection: &Connection) {
     connection.set_receive_window(VarInt::from_u32(PEER_WINDOW_BYTES));
 }
 
-/// Handshake limits of a port (`facts/reliability.md`, section 5.3).
+/// Handshake limits of a port.
 pub(super) fn limit_handshakes(config: &mut quinn::ServerConfig) {
     config
         .max_incoming(256)
@@ -101,21 +101,26 @@ pub(super) fn limit_handshakes(config: &mut quinn::ServerConfig) {
 
 /// Settings of an endpoint. With a `secret` that survives a restart, what the process before it left behind is told
 /// "reset" at once; without, it waits for its idle timeout.
-pub(super) fn endpoint(secret: Option<[u8; 32]>) -> Result<EndpointConfig, Error> {
+pub(super) fn endpoint(secret: Option<&[u8; 32]>) -> Result<EndpointConfig, Error> {
     let mut config = EndpointConfig::default();
     config
         .max_udp_payload_size(MTU_BYTES_MAX)
         .map_err(|error| Error::Tls(format!("datagram size: {error}")))?;
     if let Some(secret) = secret {
-        let secret = Key::new(HMAC_SHA256, &secret);
-        let reset = sign(&secret, b"quicraft stateless reset");
+        let reset = sign(&Key::new(HMAC_SHA256, secret), b"quicraft stateless reset");
         config.reset_key(Arc::new(Key::new(HMAC_SHA256, reset.as_ref())));
-        let mut cid_key = [0; 8];
-        cid_key.copy_from_slice(&sign(&secret, b"quicraft connection id").as_ref()[..8]);
-        let cid_key = u64::from_le_bytes(cid_key);
-        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+        let id_key = id_key(secret);
+        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
     }
     Ok(config)
+}
+
+/// The key by which an endpoint with this secret knows connection ids that it gave out.
+pub(super) fn id_key(secret: &[u8; 32]) -> u64 {
+    let mut key = [0; 8];
+    let signed = sign(&Key::new(HMAC_SHA256, secret), b"quicraft connection id");
+    key.copy_from_slice(&signed.as_ref()[..8]);
+    u64::from_le_bytes(key)
 }
 
 /// A UDP socket with big buffers; one on `[::]` takes IPv4 too.
