@@ -1,7 +1,7 @@
 //! The node: core, log and store tied together in turns, deterministic, without threads.
 //!
 //! **What it is for.** A turn takes in everything that arrived ([`Input`]) and gives out everything
-//! that follows ([`Output`], [`Replies`]), in the order that `design.md` 6 names: drain, step, append,
+//! that follows ([`Output`], [`Replies`]), in this order: drain, step, append,
 //! wake the sync thread, send ([`Node::step_in`]); then commit, apply, reply ([`Node::step_out`]).
 //! Sends never wait for applying.
 //!

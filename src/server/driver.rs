@@ -1,4 +1,4 @@
-//! Drives the node's turns on the runtime's thread, in the order of `design.md` 6: drain, step, append,
+//! Drives the node's turns on the runtime's thread, in this order: drain, step, append,
 //! wake the sync thread, queue for peers, let the links send; then apply and reply. There is no timer
 //! but the tick: a turn takes whatever arrived, so batches grow with load by themselves.
 

@@ -13,8 +13,6 @@
 //!
 //! **Left out:** freeing. Dead versions go when the store swaps to a compacted image; the memory of the arena that it
 //! left can take the next one ([`Arena::recycle`]).
-//!
-//! **More:** `design.md` section 5.
 
 use std::ops::Range;
 use std::sync::Arc;

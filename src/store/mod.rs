@@ -14,8 +14,6 @@
 //! **Map:** `arena` (memory, the `unsafe` code) < `records`, `versions` (what lies in it) < `skiplist`, `index` with
 //! its `bucket`s < `tree` (writes) and `reader` (reads); `ahead` (asks for memory early); `session` with its `owners`, `history`;
 //! `checkpoint` with its `compaction`, and [`snapshot`] (files of what is `frozen`), over `format` and `files`.
-//!
-//! **More:** `design.md` section 5.
 
 mod ahead;
 #[cfg(not(model_check))]
