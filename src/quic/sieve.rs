@@ -39,6 +39,27 @@ impl Sieve {
         Sieve { socket, ids, firsts }
     }
 
+    /// Moves those datagrams together that pass, of some that came from one sender at once, each `stride` bytes long but the
+    /// last; gives the bytes of all that pass.
+    fn sift(&self, datagrams: &mut [u8], stride: usize) -> usize {
+        let mut kept = 0;
+        for begin in (0..datagrams.len()).step_by(stride.max(1)) {
+            let end = (begin + stride).min(datagrams.len());
+            if self.is_first(&datagrams[begin..end]) && !self.pass(Instant::now()) {
+                continue;
+            }
+            if kept < begin {
+                datagrams.copy_within(begin..end, kept);
+            }
+            kept += end - begin;
+        }
+        kept
+    }
+
+    fn pass(&self, now: Instant) -> bool {
+        self.firsts.lock().unwrap_or_else(PoisonError::into_inner).pass(now)
+    }
+
     /// Whether these bytes ask for a connection that does not exist yet.
     fn is_first(&self, datagram: &[u8]) -> bool {
         // The form, the fixed bit and the type; the version; the length of the id, which is one of ours if it is as long.
@@ -55,15 +76,13 @@ impl Sieve {
 }
 
 impl Firsts {
-    /// Whether so many more pass.
-    fn pass(&mut self, packets: usize, now: Instant) -> bool {
+    /// Whether one more passes.
+    fn pass(&mut self, now: Instant) -> bool {
         if now.duration_since(self.since) >= INTERVAL {
             (self.left, self.since) = (FIRSTS_MAX, now);
         }
-        let passes = self.left >= packets;
-        if passes {
-            self.left -= packets;
-        }
+        let passes = self.left > 0;
+        self.left = self.left.saturating_sub(1);
         passes
     }
 }
@@ -85,19 +104,7 @@ impl AsyncUdpSocket for Sieve {
     ) -> Poll<io::Result<usize>> {
         let count = ready!(self.socket.poll_recv(context, buffers, metas))?;
         for (meta, buffer) in metas.iter_mut().zip(buffers).take(count) {
-            // Datagrams of one sender that came together.
-            let firsts = match meta.stride {
-                0 => 0,
-                stride => {
-                    buffer[..meta.len].chunks(stride).filter(|one| self.is_first(one)).count()
-                }
-            };
-            if firsts > 0 {
-                let mut left = self.firsts.lock().unwrap_or_else(PoisonError::into_inner);
-                if !left.pass(firsts, Instant::now()) {
-                    meta.len = 0;
-                }
-            }
+            meta.len = self.sift(&mut buffer[..meta.len], meta.stride);
         }
         Poll::Ready(Ok(count))
     }
@@ -135,20 +142,40 @@ const INTERVAL: Duration = Duration::from_millis(250);
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_what_begins_a_connection_is_first() {
-        let mut generator = HashedConnectionIdGenerator::from_key(7);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let _entered = runtime.enter();
+    fn sieve() -> Sieve {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let socket = quinn::Runtime::wrap_udp_socket(&quinn::TokioRuntime, socket).unwrap();
-        let sieve = Sieve::new(socket, 7);
-        let packet = |first: u8, id: &[u8]| {
-            let mut bytes = vec![first, 0, 0, 0, 1, id.len() as u8];
-            bytes.extend_from_slice(id);
-            bytes.resize(1200, 0);
-            bytes
-        };
+        Sieve::new(socket, 7)
+    }
+
+    fn packet(first: u8, id: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![first, 0, 0, 0, 1, id.len() as u8];
+        bytes.extend_from_slice(id);
+        bytes.resize(1200, id.len() as u8);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn what_did_not_pass_takes_nothing_else_with_it() {
+        let (sieve, mut generator) = (sieve(), HashedConnectionIdGenerator::from_key(7));
+        let own = packet(0xc0, &generator.generate_cid());
+        let (first, data) = (packet(0xc0, &[1; 20]), packet(0x40, &[2; 8]));
+        let mut together = [&first[..], &data, &first, &own, &data[..700]].concat();
+        let all = together.clone();
+        assert_eq!(sieve.sift(&mut together, 1200), all.len(), "there is room");
+        assert_eq!(together, all);
+        // The interval does not end within the test.
+        let since = Instant::now() + Duration::from_secs(3600);
+        *sieve.firsts.lock().unwrap() = Firsts { left: 1, since };
+        let left = sieve.sift(&mut together, 1200);
+        assert_eq!(together[..left], [&first[..], &data, &own, &data[..700]].concat());
+        assert_eq!(sieve.sift(&mut first.clone(), 1200), 0);
+        assert_eq!(sieve.sift(&mut [], 0), 0);
+    }
+
+    #[tokio::test]
+    async fn only_what_begins_a_connection_is_first() {
+        let (sieve, mut generator) = (sieve(), HashedConnectionIdGenerator::from_key(7));
         let own = generator.generate_cid();
         assert!(sieve.is_first(&packet(0xc3, &[1; 20])), "an id that the other side drew");
         assert!(sieve.is_first(&packet(0xc0, &[1; 8])), "as long as ours, but not ours");
@@ -162,8 +189,8 @@ mod tests {
     fn first_packets_pass_up_to_a_rate() {
         let begun = Instant::now();
         let mut firsts = Firsts { left: FIRSTS_MAX, since: begun };
-        let passed = (0..3 * FIRSTS_MAX).filter(|_| firsts.pass(1, begun)).count();
+        let passed = (0..3 * FIRSTS_MAX).filter(|_| firsts.pass(begun)).count();
         assert_eq!(passed, FIRSTS_MAX);
-        assert!(firsts.pass(1, begun + INTERVAL), "they pass again");
+        assert!(firsts.pass(begun + INTERVAL), "they pass again");
     }
 }
