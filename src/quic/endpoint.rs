@@ -9,6 +9,7 @@ use std::future::pending;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -30,7 +31,8 @@ const PEER_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 const CLIENT_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens a port. Must be called in the tokio runtime that is to drive it. `secret` is this node's own and survives its
-/// restarts: it lets others notice a restart at once.
+/// restarts: it lets others notice a restart at once. With it, packets that ask for a connection are dropped beyond a rate,
+/// and `ignored` counts them.
 ///
 /// # Errors
 /// [`Error::AddressInUse`], [`Error::Bind`], or [`Error::Tls`] for credentials that TLS does not take.
@@ -39,9 +41,10 @@ pub fn server_endpoint(
     addr: SocketAddr,
     credentials: &Credentials,
     secret: Option<[u8; 32]>,
+    ignored: &Arc<AtomicU64>,
 ) -> Result<Endpoint, Error> {
     let server = server_config(kind, credentials)?;
-    open(addr, Some(server), secret)
+    open(addr, Some(server), secret, ignored)
 }
 
 /// Opens a socket to dial from, on any free port, for IPv6 and IPv4 as far as the machine has them. Must be called in
@@ -50,8 +53,9 @@ pub fn server_endpoint(
 /// # Errors
 /// [`Error::Bind`] if there is no socket to be had.
 pub fn client_endpoint() -> Result<Endpoint, Error> {
-    open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), None, None)
-        .or_else(|_| open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), None, None))
+    // What only dials has no sieve.
+    let open = |ip: IpAddr| open(SocketAddr::from((ip, 0)), None, None, &Arc::default());
+    open(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| open(Ipv4Addr::UNSPECIFIED.into()))
 }
 
 /// New credentials for the handshakes to come; connections that are there stay.
@@ -148,6 +152,7 @@ fn open(
     addr: SocketAddr,
     server: Option<quinn::ServerConfig>,
     secret: Option<[u8; 32]>,
+    ignored: &Arc<AtomicU64>,
 ) -> Result<Endpoint, Error> {
     let socket = transport::bind(addr, server.is_some())?;
     let config = transport::endpoint(secret.as_ref())?;
@@ -155,7 +160,7 @@ fn open(
     let failed = |source| Error::Bind { addr, source };
     let mut socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
     if let Some(secret) = &secret {
-        socket = Arc::new(Sieve::new(socket, transport::id_key(secret)));
+        socket = Arc::new(Sieve::new(socket, transport::id_key(secret), Arc::clone(ignored)));
     }
     Endpoint::new_with_abstract_socket(config, server, socket, runtime).map_err(failed)
 }

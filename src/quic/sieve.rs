@@ -10,6 +10,7 @@ use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub(super) struct Sieve {
     socket: Arc<dyn AsyncUdpSocket>,
     ids: HashedConnectionIdGenerator,
     firsts: Mutex<Firsts>,
+    /// Datagrams that were dropped.
+    dropped: Arc<AtomicU64>,
 }
 
 /// First packets that may still pass.
@@ -32,11 +35,15 @@ struct Firsts {
 }
 
 impl Sieve {
-    /// Before a socket; `id_key` is that of the generator of the endpoint's connection ids.
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>, id_key: u64) -> Sieve {
+    /// Before a socket; `id_key` is that of the generator of the endpoint's connection ids; `dropped` counts.
+    pub(super) fn new(
+        socket: Arc<dyn AsyncUdpSocket>,
+        id_key: u64,
+        dropped: Arc<AtomicU64>,
+    ) -> Sieve {
         let ids = HashedConnectionIdGenerator::from_key(id_key);
         let firsts = Mutex::new(Firsts { left: FIRSTS_MAX, since: Instant::now() });
-        Sieve { socket, ids, firsts }
+        Sieve { socket, ids, firsts, dropped }
     }
 
     /// Moves those datagrams together that pass, of some that came from one sender at once, each `stride` bytes long but the
@@ -46,6 +53,7 @@ impl Sieve {
         for begin in (0..datagrams.len()).step_by(stride.max(1)) {
             let end = (begin + stride).min(datagrams.len());
             if self.is_first(&datagrams[begin..end]) && !self.pass(Instant::now()) {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             if kept < begin {
@@ -145,7 +153,7 @@ mod tests {
     fn sieve() -> Sieve {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let socket = quinn::Runtime::wrap_udp_socket(&quinn::TokioRuntime, socket).unwrap();
-        Sieve::new(socket, 7)
+        Sieve::new(socket, 7, Arc::default())
     }
 
     fn packet(first: u8, id: &[u8]) -> Vec<u8> {
@@ -170,6 +178,7 @@ mod tests {
         let left = sieve.sift(&mut together, 1200);
         assert_eq!(together[..left], [&first[..], &data, &own, &data[..700]].concat());
         assert_eq!(sieve.sift(&mut first.clone(), 1200), 0);
+        assert_eq!(sieve.dropped.load(Ordering::Relaxed), 2);
         assert_eq!(sieve.sift(&mut [], 0), 0);
     }
 

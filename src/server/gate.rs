@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ pub(super) struct Gate {
     connections_max: usize,
     per_principal_max: usize,
     state: Mutex<State>,
+    /// Handshakes that the port's socket ignored, which never came here.
+    unseen: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -78,7 +81,7 @@ pub(super) struct Place {
 impl Gate {
     /// For so many connections in all and of each principal.
     pub(super) fn new(connections_max: usize, per_principal_max: usize) -> Gate {
-        Gate { connections_max, per_principal_max, state: Mutex::default() }
+        Gate { connections_max, per_principal_max, state: Mutex::default(), unseen: Arc::default() }
     }
 
     /// A place for a handshake, if there is one.
@@ -103,11 +106,17 @@ impl Gate {
         }
     }
 
+    /// Counts handshakes that are ignored before they come here.
+    pub(super) fn unseen(&self) -> &Arc<AtomicU64> {
+        &self.unseen
+    }
+
     /// How the port fares.
     pub(super) fn door(&self) -> Door {
         let state = self.lock();
         let half_open = state.half_open.unproven + state.half_open.proven;
-        Door { half_open: half_open as u64, ..state.door.clone() }
+        let ignored = state.door.ignored + self.unseen.load(Ordering::Relaxed);
+        Door { half_open: half_open as u64, ignored, ..state.door.clone() }
     }
 
     /// A place for a connection of this principal, if there is one.

@@ -61,6 +61,7 @@ use crate::wal;
 use clients::Clients;
 use dialler::Common;
 use driver::{Driver, Lonely};
+use gate::Gate;
 use intake::Receiver;
 use links::Links;
 use setup::{open_options, own_member};
@@ -195,11 +196,11 @@ pub async fn run(
         (options.raft.id, node::data_id(&options)?, options.identity.cluster);
     let (has_others, store_options) = (options.has_others, options.store);
     let snapshots = node::snapshots_dir(&options.disk, &settings.data);
+    let shared = Arc::new(Shared::new(own, data));
     // Ports first: one that is taken should not cost a recovery.
-    let ports = Ports::bind(settings, &credentials)?;
+    let ports = Ports::bind(settings, &credentials, &shared)?;
     let opening = node::open(options)?;
 
-    let shared = Arc::new(Shared::new(own, data));
     // It is set nowhere else.
     let _ = shared.keyring.set(keyring.clone());
     shared.book.send_replace(Arc::new(book_of(&opening)));
@@ -249,11 +250,17 @@ struct Ports {
 }
 
 impl Ports {
-    fn bind(settings: &Settings, credentials: &Credentials) -> Result<Ports, Error> {
+    fn bind(
+        settings: &Settings,
+        credentials: &Credentials,
+        shared: &Shared,
+    ) -> Result<Ports, Error> {
         let secret = credentials.derive_secret(b"quicraft stateless reset");
-        let bind = |kind, address| quic::server_endpoint(kind, address, credentials, Some(secret));
-        let client = bind(PortKind::Client, settings.client_listen)?;
-        let peer = bind(PortKind::Peer, settings.peer_listen)?;
+        let bind = |kind, address, gate: &Gate| {
+            quic::server_endpoint(kind, address, credentials, Some(secret), gate.unseen())
+        };
+        let client = bind(PortKind::Client, settings.client_listen, &shared.client_gate)?;
+        let peer = bind(PortKind::Peer, settings.peer_listen, &shared.peer_gate)?;
         Ok(Ports { client, peer })
     }
 

@@ -82,7 +82,14 @@ impl Cluster {
             let credentials = Credentials::load(dir.path(), &name).unwrap();
             let any_port = "127.0.0.1:0".parse().unwrap();
             endpoints.push(
-                quic::server_endpoint(PortKind::Client, any_port, &credentials, None).unwrap(),
+                quic::server_endpoint(
+                    PortKind::Client,
+                    any_port,
+                    &credentials,
+                    None,
+                    &Default::default(),
+                )
+                .unwrap(),
             );
         }
         let addresses: Vec<_> =

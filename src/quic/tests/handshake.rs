@@ -183,7 +183,8 @@ async fn a_closed_port_and_a_taken_one_are_named() {
 
     let silent = std::net::UdpSocket::bind(loopback()).unwrap();
     let addr = silent.local_addr().unwrap();
-    let taken = server_endpoint(PortKind::Peer, addr, &credentials, None).unwrap_err();
+    let taken =
+        server_endpoint(PortKind::Peer, addr, &credentials, None, &Default::default()).unwrap_err();
     assert!(matches!(taken, Error::AddressInUse { .. }));
     assert!(taken.to_string().contains(&addr.to_string()));
     let dialled = dial(&endpoint, addr, "n1", &credentials, PortKind::Peer).await;
@@ -215,7 +216,13 @@ async fn a_restart_is_noticed_at_once_with_a_lasting_secret() {
     let process = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let open = runtime.block_on(async {
-            let server = server_endpoint(PortKind::Client, loopback(), &credentials, secret);
+            let server = server_endpoint(
+                PortKind::Client,
+                loopback(),
+                &credentials,
+                secret,
+                &Default::default(),
+            );
             let server = server.unwrap();
             address.send(server.local_addr().unwrap()).unwrap();
             let connection = accept(server.accept().await.unwrap()).await.unwrap();
@@ -231,7 +238,7 @@ async fn a_restart_is_noticed_at_once_with_a_lasting_secret() {
     let connection = dial_any(&endpoint, addr, &cluster.credentials("alice")).await.unwrap();
     die.send(()).unwrap();
     process.join().unwrap();
-    let _again = server_endpoint(PortKind::Client, addr, &n1, secret).unwrap();
+    let _again = server_endpoint(PortKind::Client, addr, &n1, secret, &Default::default()).unwrap();
     let (mut stream, _) = connection.open_bi().await.unwrap();
     stream.write_all(&[0; 100]).await.unwrap();
     assert_eq!(explain(&connection.closed().await), Disconnect::Restarted);

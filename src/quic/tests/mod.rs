@@ -65,7 +65,8 @@ struct Port {
 }
 
 fn open(kind: PortKind, credentials: &Credentials) -> Port {
-    let endpoint = server_endpoint(kind, loopback(), credentials, None).unwrap();
+    let endpoint =
+        server_endpoint(kind, loopback(), credentials, None, &Default::default()).unwrap();
     let addr = endpoint.local_addr().unwrap();
     let accepted = tokio::spawn({
         let endpoint = endpoint.clone();
