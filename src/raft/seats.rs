@@ -119,6 +119,8 @@ impl PeerMessage {
         use PeerMessage::*;
         let has_seat = match standing {
             Standing::Voter | Standing::Learner | Standing::Leaving => true,
+            // All founders have voted for it: it may bring a snapshot to one that was away since.
+            Standing::Founder if leads => true,
             Standing::Founder => matches!(
                 self,
                 RequestVote | VoteReply | AppendEntries | Appended | Fetch | AskMembers
@@ -167,6 +169,14 @@ mod tests {
             }
         }
         assert_eq!(rows[header + 2..].iter().take_while(|row| row[0].starts_with('`')).count(), 12);
+    }
+
+    #[test]
+    fn a_founder_that_leads_is_a_leader_like_any_other() {
+        for kind in PeerMessage::ALL {
+            assert_eq!(kind.is_allowed(Founder, true), kind.is_allowed(Voter, true), "{kind:?}");
+            assert!(!kind.is_allowed(OtherData, true) && !kind.is_allowed(Removed, true));
+        }
     }
 
     #[test]
