@@ -117,3 +117,31 @@ impl Share<'_> {
         *self.own >= OUTCOMES_PER_PRINCIPAL_MAX || (*self.all >= OUTCOMES_MAX && has_share)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_most_is_known_after_sessions_came_and_went() {
+        let mut owners = Owners::default();
+        let mut all: Vec<(Principal, u64)> = Vec::new();
+        for place in 0..500_u64 {
+            let owner = Principal(place * place % 7);
+            owners.add(owner, place, SessionId(place));
+            all.push((owner, place));
+            if place % 3 > 0 {
+                let (owner, place) = all.swap_remove(place as usize * 31 % all.len());
+                owners.remove(owner, place);
+            }
+            let mut counts = BTreeMap::new();
+            for (owner, _) in &all {
+                *counts.entry(*owner).or_insert(0) += 1;
+            }
+            let counted: BTreeSet<(usize, Principal)> =
+                counts.iter().map(|(&owner, &sessions)| (sessions, owner)).collect();
+            assert_eq!(owners.by_sessions, counted);
+            assert_eq!(owners.most(), counted.last().map(|&(_, owner)| owner));
+        }
+    }
+}
